@@ -1,0 +1,295 @@
+"""The Plan: every decision made, and why. Frozen dataclasses of the standard library; total; JSON round-trips.
+
+Five parts: *what is trained* (`shape`, `data`, `training`, `stages`), *how* (`layout`, `kernels`), *where* (`cluster`),
+`reasons`, and `estimates`. Two identities rest on the canonical JSON below: `run_id` hashes the first part alone, so another
+layout or cluster may resume its checkpoints; a program's identity is its code (`runtime.manifest.program_identity`).
+
+Absence is never `None`: an empty tuple, an empty string or a word such as "none" says it.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, get_args, get_origin, get_type_hints
+
+SCHEMA_VERSION = 1
+REASON_KINDS = ("pinned", "fact", "law", "search", "derived", "default")
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a leaf has its value. `kind` is one of REASON_KINDS; `text` gives source and arithmetic."""
+
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The model, as it is whatever the layout. Sizes are counts of elements."""
+
+    family: str
+    num_layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    num_attention_heads: int
+    num_query_groups: int  # key and value heads (GQA)
+    head_dim: int
+    vocab_size: int  # without padding
+    gated: bool  # SwiGLU-like: three matrices in the FFN, not two
+    activation: str  # "silu" | "gelu" | "squared_relu"
+    normalization: str  # "RMSNorm" | "LayerNorm"
+    positions: str  # "rope" | "learned"
+    rotary_base: int  # 0 without RoPE
+    tied_embeddings: bool
+    linear_bias: bool
+    qkv_bias: bool
+    qk_norm: bool
+    num_experts: int  # 0: dense
+    experts_per_token: int  # 0: dense
+    expert_ffn_hidden_size: int  # 0: dense
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source of text: a glob as the user wrote it, or a connector."""
+
+    name: str
+    path: str  # "" with a connector
+    connector: str  # "" with a path; "python-stdlib:code", "python-stdlib:prose"
+    weight: float  # share of the training tokens; 0.0 everywhere when the mixture is "by_tokens"
+
+
+@dataclass(frozen=True)
+class Data:
+    root: str  # as written; "." where absent
+    sources: tuple[Source, ...]
+    mixture: str  # "weighted" | "by_tokens" (each source in proportion to its tokens)
+    budget_tokens: int  # tokens to train on (steps x tokens a step is this, rounded to whole steps)
+    validation_fraction: float  # of the groups of documents
+    test_fraction: float
+    tokenizer: str  # "byte_bpe"
+
+
+@dataclass(frozen=True)
+class Training:
+    context_length: int  # tokens a sequence
+    precision: str  # "bf16" | "fp32"
+    global_batch: int  # sequences a step
+    tokens_per_step: int
+    steps: int
+    optimizer: str  # "adam" (AdamW)
+    learning_rate: float  # peak
+    min_learning_rate: float
+    schedule: str  # "cosine" | "constant"
+    warmup_steps: int
+    beta1: float
+    beta2: float
+    epsilon: float
+    weight_decay: float
+    clip_grad: float  # global norm
+    init_std: float
+    seed: int
+    validation_every_steps: int
+    validation_sequences: int  # a source, each time
+    baseline: str  # "bigram" | "none": what the held-out result is compared with
+    sample_tokens: int  # length of the text sample at the end; 0: none
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage instance, in executing order."""
+
+    name: str
+    kind: str
+    implied: bool
+    needs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The degrees. tensor x pipeline x context x data = devices; global_batch = micro_batch x micro_batches x data."""
+
+    tensor: int
+    pipeline: int
+    virtual_pipeline: int  # chunks a stage; 1: not interleaved
+    context: int
+    expert: int
+    data: int
+    micro_batch: int  # sequences
+    micro_batches: int  # a step and data-parallel rank
+    sequence_parallel: bool
+    distributed_optimizer: bool  # ZeRO-1: optimizer states sharded over data
+    recompute: str  # "none" | "selective" (core attention) | "full" (every layer)
+    padded_vocab_size: int  # vocabulary rounded up so that it divides by tensor
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What changes memory or time beside the degrees; each is a literal in the program."""
+
+    layer_spec: str  # "local" | "transformer_engine"
+    params_dtype: str  # torch's name: "bfloat16" | "float32"
+    bf16: bool
+    grad_reduce_in_fp32: bool
+    overlap_grad_reduce: bool
+    overlap_param_gather: bool
+    bias_activation_fusion: bool
+    bias_dropout_fusion: bool
+    masked_softmax_fusion: bool
+    gradient_accumulation_fusion: bool
+    apply_rope_fusion: bool
+    checkpoint_every_steps: int
+    checkpoint_keep_last: int
+
+
+@dataclass(frozen=True)
+class Cluster:
+    device: str  # a name in data/accelerators.yaml
+    nodes: int
+    devices_per_node: int
+    price_usd_per_device_hour: float  # 0.0: not stated
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """Another layout that fits, as the search saw it."""
+
+    tensor: int
+    pipeline: int
+    data: int
+    micro_batch: int
+    recompute: str
+    step_s: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on the fullest device."""
+
+    parameters: int
+    gradients: int
+    optimizer: int  # master weights and moments, after sharding
+    activations: int  # micro-batches in flight
+    logits: int
+    overhead: int  # context, communication buffers, fragmentation
+    total: int
+    capacity: int
+
+
+@dataclass(frozen=True)
+class Estimates:
+    parameters: int
+    active_parameters: int
+    model_flops_per_step: float  # Megatron's convention, no recompute, unpadded vocabulary, causal attention halved
+    executed_flops_per_step: float  # what runs: recompute, padded vocabulary, causal attention halved
+    predicted_loss: float  # nats a token, in the law's own units
+    law: str
+    step_s: float
+    step_s_low: float
+    step_s_high: float
+    tokens_per_s: float  # all devices
+    tokens_per_s_per_device: float
+    mfu: float
+    memory: MemoryEstimate
+    train_s: float  # steps x step_s
+    device_hours: float
+    cost_usd: float  # 0.0 without a price
+    warnings: tuple[str, ...]
+    alternatives: tuple[Alternative, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    schema_version: int
+    name: str
+    run_id: str
+    overrides: tuple[str, ...]  # what --set changed, "path=value"
+    shape: Shape
+    data: Data
+    training: Training
+    stages: tuple[StagePlan, ...]
+    layout: Layout
+    kernels: Kernels
+    cluster: Cluster
+    estimates: Estimates
+    reasons: Mapping[str, Reason]  # by leaf path: "layout.tensor", "data.sources[0].weight", "stages[1].implied"
+
+
+def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(path, value) of every leaf: dataclass fields by name, tuple items by index; an empty tuple is a leaf."""
+    if dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from leaves(getattr(value, field.name), f"{prefix}.{field.name}" if prefix else field.name)
+    elif isinstance(value, tuple) and value:
+        for index, item in enumerate(value):
+            yield from leaves(item, f"{prefix}[{index}]")
+    else:
+        yield prefix, value
+
+
+def decided_leaves(plan: Plan) -> Iterator[tuple[str, Any]]:
+    """The leaves that need a reason: what is trained, how, where."""
+    for part in ("shape", "data", "training", "stages", "layout", "kernels", "cluster"):
+        yield from leaves(getattr(plan, part), part)
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces. Raises TypeError on a type it does not know, ValueError on nan and infinity."""
+    return json.dumps(to_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def to_plain(value: Any) -> Any:
+    """Dataclasses to dicts, tuples to lists; refuses what has no one spelling in JSON."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value):
+            raise TypeError("keys of a plan are strings")
+        return {key: to_plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [to_plain(item) for item in value]
+    if type(value) in (str, int, bool):
+        return value
+    if type(value) is float:
+        if not math.isfinite(value):
+            raise ValueError(f"{value} has no JSON spelling")
+        return value
+    raise TypeError(f"{type(value).__name__} has no canonical JSON: {value!r}")
+
+
+def round_leaf(value: float) -> float:
+    """6 significant digits: what a float leaf holds, so that another CPU gives the same bytes."""
+    return float(f"{value:.6g}")
+
+
+def trained_identity(shape: Shape, data: Data, training: Training, stages: tuple[StagePlan, ...]) -> str:
+    """`run_id`: 8 hex digits of what is trained. `stages` count by name, kind and needs; paths count as written."""
+    text = canonical_json({"shape": shape, "data": data, "training": training, "stages": stages})
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def write_plan(plan: Plan) -> str:
+    """`plan.json`: canonical content, indented for people."""
+    return json.dumps(to_plain(plan), sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_plan(text: str) -> Plan:
+    """The inverse of `write_plan`."""
+    plan: Plan = _build(Plan, json.loads(text))
+    return plan
+
+
+def _build(kind: Any, raw: Any) -> Any:
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        hints = get_type_hints(kind)
+        return kind(**{name: _build(hints[name], item) for name, item in raw.items()})
+    if get_origin(kind) is tuple:
+        return tuple(_build(get_args(kind)[0], item) for item in raw)
+    if get_origin(kind) is Mapping:
+        return {key: _build(get_args(kind)[1], item) for key, item in raw.items()}
+    return float(raw) if kind is float else raw
