@@ -42,6 +42,7 @@ class Shape:
     gated: bool  # SwiGLU-like: three matrices in the FFN, not two
     activation: str  # "silu" | "gelu" | "squared_relu"
     normalization: str  # "RMSNorm" | "LayerNorm"
+    norm_epsilon: float
     positions: str  # "rope" | "learned"
     rotary_base: int  # 0 without RoPE
     tied_embeddings: bool
