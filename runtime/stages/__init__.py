@@ -1,4 +1,4 @@
-"""One module a stage. Each has a verb `run(stage=..., ...)` that an emitted program calls; stages meet only through files."""
+"""One module a stage: an emitted program calls its verb `run(stage=..., ...)`. Stages meet only through files."""
 
 import functools
 import sys
@@ -12,7 +12,7 @@ _R = TypeVar("_R")
 
 
 def stage_verb(verb: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Make `verb` end its process as a user expects: a RunError as one line `error: <message>` on stderr and its exit code.
+    """Make `verb` end its process as a user expects: a RunError as `error: <message>` on stderr and its exit code.
 
     Ctrl-C exits with `errors.INTERRUPTED`. Any other exception is a defect of ours and keeps its traceback.
     """
