@@ -1,0 +1,228 @@
+"""Plan -> Bundle: the files to write, in memory. The compiler's only importer of jinja2.
+
+A pure function: the same plan gives the same bytes. Templates name leaves of the plan and nothing else; what takes arithmetic
+or a choice (texts for people, Megatron's word for ours) is made here, in `_Words`.
+"""
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+
+from trainwright.compiler.errors import NotEmittedError
+from trainwright.compiler.plan import Plan, StagePlan, write_plan
+from trainwright.runtime.manifest import (
+    MANIFEST_FILE,
+    PLAN_FILE,
+    SCHEMA_VERSION,
+    Manifest,
+    Stage,
+    file_hash,
+    program_identity,
+    write_manifest,
+)
+
+LAUNCHER_OF_KIND = {"ingest": "python", "tokenizer": "python", "tokenize": "python", "pretrain": "torchrun"}
+EXECUTABLE = frozenset({"launch.sh"})
+
+# Megatron-Core's words for ours (TransformerConfig of 0.16: recompute_*; selective recomputes the core attention,
+# Korthikanti et al. 2022, section 5).
+_RECOMPUTE: dict[str, dict[str, Any]] = {
+    "none": {"granularity": None, "modules": None, "method": None, "num_layers": None},
+    "selective": {"granularity": "selective", "modules": ["core_attn"], "method": None, "num_layers": None},
+    "full": {"granularity": "full", "modules": None, "method": "uniform", "num_layers": 1},
+}
+_ACTIVATION = {"silu": "torch.nn.functional.silu", "gelu": "torch.nn.functional.gelu"}
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A launch bundle in memory: relative file names to content, the manifest among them."""
+
+    manifest: Manifest
+    files: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class _Words:
+    """Texts and upstream words that templates show and no plan leaf spells."""
+
+    devices: str
+    layout: str
+    torchrun: str
+    expected: str
+    model: str
+    tokens: str
+    activation: str
+    recompute: Mapping[str, Any]
+    weighted: bool
+    multi_node: bool
+    last_node: int
+
+
+def emit_bundle(plan: Plan) -> Bundle:
+    """The bundle of a legal plan. Raises NotEmittedError for parts of a plan that no template emits yet."""
+    missing = not_emitted(plan)
+    if missing:
+        raise NotEmittedError("this plan cannot be compiled yet:\n" + "\n".join(f"  {line}" for line in missing))
+    environment = _environment()
+    words = _words(plan)
+    programs = {stage.name: f"{number:02d}_{stage.name}.py" for number, stage in enumerate(plan.stages, start=1)}
+    contents: dict[str, str] = {PLAN_FILE: write_plan(plan)}
+    for stage in plan.stages:
+        contents[programs[stage.name]] = environment.get_template(f"{stage.kind}.py.j2").render(
+            plan=plan, stage=stage, words=words, program=programs[stage.name], needs=_needs_by_kind(plan, stage)
+        )
+    stages = tuple(_manifest_stage(plan, stage, programs[stage.name], contents) for stage in plan.stages)
+    rows = [_row(stage) for stage in stages]
+    for name in ("launch.sh", "README.md"):
+        contents[name] = environment.get_template(f"{name}.j2").render(plan=plan, words=words, stages=rows)
+    encoded = {name: text.encode() for name, text in sorted(contents.items())}
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=plan.name,
+        run_id=plan.run_id,
+        data_root=plan.data.root,
+        stages=stages,
+        files={name: file_hash(content) for name, content in encoded.items()},
+    )
+    return Bundle(manifest=manifest, files={**encoded, MANIFEST_FILE: write_manifest(manifest).encode()})
+
+
+def not_emitted(plan: Plan) -> list[str]:
+    """What of a plan no template emits yet, one line each; empty for a plan that compiles."""
+    lines = [
+        f"stages.{stage.name}: kind {stage.kind} is planned, but has no program yet (kinds with one: {', '.join(LAUNCHER_OF_KIND)})"
+        for stage in plan.stages
+        if stage.kind not in LAUNCHER_OF_KIND
+    ]
+    if plan.shape.num_experts:
+        lines.append(f"model.family: {plan.shape.family} is a mixture of experts; dense models compile today")
+    if plan.shape.activation not in _ACTIVATION:
+        lines.append(f"model: activation {plan.shape.activation} is not emitted yet; {' and '.join(_ACTIVATION)} are")
+    lines.extend(
+        f"layout.{degree}: {getattr(plan.layout, degree)} is not emitted yet; 1 is"
+        for degree in ("virtual_pipeline", "context", "expert")
+        if getattr(plan.layout, degree) > 1
+    )
+    return lines
+
+
+def _environment() -> jinja2.Environment:
+    templates = files("trainwright.templates")
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: templates.joinpath(name).read_text(encoding="utf-8")),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701 - programs, not HTML: every value goes through py, sh, comment or markdown
+    )
+    environment.filters.update(py=python_literal, sh=shlex.quote, comment=_one_line, markdown=_markdown)
+    return environment
+
+
+def python_literal(value: Any) -> str:
+    """Python source of a plan's value, as `ruff format` would spell it: a spec's string can never become code."""
+    if isinstance(value, str):
+        prefer_single = '"' in value and "'" not in value
+        return repr(value) if prefer_single else json.dumps(value, ensure_ascii=not value.isprintable())
+    if isinstance(value, list):
+        return "[" + ", ".join(python_literal(item) for item in value) + "]"
+    return repr(value)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _markdown(text: str) -> str:
+    """Text in a Markdown table: no bars, back-ticks or line breaks of its own."""
+    return _one_line(text).replace("|", "\\|").replace("`", "'")
+
+
+def _needs_by_kind(plan: Plan, stage: StagePlan) -> dict[str, str]:
+    """{kind: instance} of the stages that this one reads: programs name instances, templates ask by kind."""
+    kinds = {other.name: other.kind for other in plan.stages}
+    return {kinds[name]: name for name in stage.needs}
+
+
+def _manifest_stage(plan: Plan, stage: StagePlan, program: str, contents: Mapping[str, str]) -> Stage:
+    launcher = LAUNCHER_OF_KIND[stage.kind]
+    parallel = launcher == "torchrun"
+    reads = plan.data.sources if stage.kind == "ingest" else ()
+    return Stage(
+        name=stage.name,
+        kind=stage.kind,
+        program=program,
+        program_id=program_identity(contents[program]),
+        launcher=launcher,
+        nodes=plan.cluster.nodes if parallel else 1,
+        processes_per_node=plan.cluster.devices_per_node if parallel else 1,
+        needs=stage.needs,
+        inputs=tuple(f"connector:{source.connector}" if source.connector else source.path for source in reads),
+        outputs=("output",),
+        implied=stage.implied,
+    )
+
+
+def _row(stage: Stage) -> dict[str, Any]:
+    return {
+        "program": stage.program,
+        "name": stage.name,
+        "kind": stage.kind,
+        "needs": ", ".join(stage.needs) or "-",
+        "processes": stage.nodes * stage.processes_per_node,
+        "torchrun": stage.launcher == "torchrun",
+    }
+
+
+def _words(plan: Plan) -> _Words:
+    cluster, estimates, layout = plan.cluster, plan.estimates, plan.layout
+    devices = cluster.nodes * cluster.devices_per_node
+    degrees = {"tensor": layout.tensor, "pipeline": layout.pipeline, "data": layout.data}
+    multi_node = cluster.nodes > 1
+    rendezvous = (
+        f'--nnodes {cluster.nodes} --nproc-per-node {cluster.devices_per_node} --node-rank "$NODE_RANK" '
+        '--rdzv-backend c10d --rdzv-endpoint "$HEAD:29500" --rdzv-conf join_timeout=86400'
+        if multi_node
+        else f"--standalone --nproc-per-node {cluster.devices_per_node}"
+    )
+    return _Words(
+        devices=f"{devices:,} x {cluster.device}",
+        layout=", ".join(f"{name} {degree}" for name, degree in degrees.items() if degree > 1) or "one device",
+        torchrun=f"torchrun {rendezvous}",
+        expected=expected_line(plan),
+        model=f"{plan.shape.family} with {estimates.parameters:,} parameters",
+        tokens=f"{plan.data.budget_tokens:,}",
+        activation=_ACTIVATION[plan.shape.activation],
+        recompute=_RECOMPUTE[layout.recompute],
+        weighted=plan.data.mixture == "weighted",
+        multi_node=multi_node,
+        last_node=cluster.nodes - 1,
+    )
+
+
+def expected_line(plan: Plan) -> str:
+    """What a real run's first log lines can be compared with: step time, throughput, memory, duration, cost."""
+    e = plan.estimates
+    parts = [
+        f"{e.step_s:.3g} s a step ({e.step_s_low:.3g} to {e.step_s_high:.3g})",
+        f"{e.tokens_per_s_per_device:,.0f} tokens/s a device",
+        f"{e.memory.total / 1e9:.3g} GB of {e.memory.capacity / 1e9:.3g}",
+        _duration(e.train_s),
+    ]
+    if e.cost_usd:
+        parts.append(f"${e.cost_usd:,.0f}")
+    return ", ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86_400.0), ("hours", 3_600.0), ("minutes", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
