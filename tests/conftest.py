@@ -1,0 +1,27 @@
+"""Options and fixtures that all tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rewrite-golden", action="store_true", help="write tests/golden anew instead of comparing with it")
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The project's top folder."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """The folder of reference data, where there is one; tests that read it skip without."""
+    folder = os.environ.get("TRAINWRIGHT_REFERENCE")
+    if not folder:
+        pytest.skip("TRAINWRIGHT_REFERENCE is not set")
+    return Path(folder)
