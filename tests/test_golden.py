@@ -42,7 +42,8 @@ def test_the_spec_compiles_to_the_golden_bytes(golden: Path, repository: Path) -
 
 def test_the_bytes_do_not_depend_on_the_process(golden: Path, repository: Path, tmp_path: Path) -> None:
     """Another hash seed, another current folder, another locale: the same bundle."""
-    command = [sys.executable, "-m", "trainwright.compiler", "compile", str(repository / "specs" / f"{golden.name}.yaml"), "-o", "bundle"]
+    trainwright = Path(sys.executable).with_name("trainwright")
+    command = [trainwright, "compile", str(repository / "specs" / f"{golden.name}.yaml"), "-o", "bundle"]
     subprocess.run(command, check=True, cwd=tmp_path, env={**os.environ, "PYTHONHASHSEED": "7", "LC_ALL": "C"}, capture_output=True)
     assert {file.name: file.read_bytes() for file in (tmp_path / "bundle").iterdir()} == {
         file.name: file.read_bytes() for file in golden.iterdir()
