@@ -40,7 +40,11 @@ def main(revision: str) -> int:
     console = Console()
     with tempfile.TemporaryDirectory() as scratch:
         other, there, here = Path(scratch, "other"), Path(scratch, "there"), Path(scratch, "here")
-        subprocess.run(["git", "-C", str(ROOT), "worktree", "add", "--detach", str(other), revision], check=True, capture_output=True)
+        subprocess.run(
+            ["git", "-C", str(ROOT), "worktree", "add", "--detach", str(other), revision],
+            check=True,
+            capture_output=True,
+        )
         try:
             compile_all(other, there)
             compile_all(ROOT, here)
@@ -52,7 +56,9 @@ def main(revision: str) -> int:
             names = sorted({file.name for folder in (old, new) for file in folder.iterdir()})
             same, changed, missing = filecmp.cmpfiles(old, new, names, shallow=False)
             different += len(changed) + len(missing)
-            console.print(f"{spec.stem}: {len(same)} files the same, different: {', '.join(changed + missing) or 'none'}")
+            console.print(
+                f"{spec.stem}: {len(same)} files the same, different: {', '.join(changed + missing) or 'none'}"
+            )
             for name in changed:
                 subprocess.run(["diff", "-u", str(old / name), str(new / name)])
     return 1 if different else 0

@@ -96,7 +96,7 @@ def emit_bundle(plan: Plan) -> Bundle:
 def not_emitted(plan: Plan) -> list[str]:
     """What of a plan no template emits yet, one line each; empty for a plan that compiles."""
     lines = [
-        f"stages.{stage.name}: kind {stage.kind} is planned, but has no program yet (kinds with one: {', '.join(LAUNCHER_OF_KIND)})"
+        f"stages.{stage.name}: kind {stage.kind} has no program yet; kinds with one: {', '.join(LAUNCHER_OF_KIND)}"
         for stage in plan.stages
         if stage.kind not in LAUNCHER_OF_KIND
     ]
@@ -120,7 +120,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701 - programs, not HTML: every value goes through py, sh, comment or markdown
+        autoescape=False,  # programs, not HTML: every value goes through py, sh, comment or markdown
     )
     environment.filters.update(py=python_literal, sh=shlex.quote, comment=_one_line, markdown=_markdown)
     return environment

@@ -44,7 +44,9 @@ def test_the_bytes_do_not_depend_on_the_process(golden: Path, repository: Path, 
     """Another hash seed, another current folder, another locale: the same bundle."""
     trainwright = Path(sys.executable).with_name("trainwright")
     command = [trainwright, "compile", str(repository / "specs" / f"{golden.name}.yaml"), "-o", "bundle"]
-    subprocess.run(command, check=True, cwd=tmp_path, env={**os.environ, "PYTHONHASHSEED": "7", "LC_ALL": "C"}, capture_output=True)
+    subprocess.run(
+        command, check=True, cwd=tmp_path, env={**os.environ, "PYTHONHASHSEED": "7", "LC_ALL": "C"}, capture_output=True
+    )
     assert {file.name: file.read_bytes() for file in (tmp_path / "bundle").iterdir()} == {
         file.name: file.read_bytes() for file in golden.iterdir()
     }
@@ -52,7 +54,15 @@ def test_the_bytes_do_not_depend_on_the_process(golden: Path, repository: Path, 
 
 def test_programs_are_formatted_and_lint_clean(golden: Path) -> None:
     for arguments in (["check"], ["format", "--check"]):
-        command = [sys.executable, "-m", "ruff", *arguments, "--isolated", "--no-cache", *map(str, sorted(golden.glob("*.py")))]
+        command = [
+            sys.executable,
+            "-m",
+            "ruff",
+            *arguments,
+            "--isolated",
+            "--no-cache",
+            *map(str, sorted(golden.glob("*.py"))),
+        ]
         result = subprocess.run(command, capture_output=True, text=True)
         assert result.returncode == 0, result.stdout + result.stderr
 
@@ -66,7 +76,9 @@ def test_every_literal_of_a_program_is_a_leaf_of_its_plan(golden: Path) -> None:
     for program in sorted(golden.glob("*.py")):
         body = ast.parse(program.read_text()).body[1:]
         constants = [node for part in body for node in ast.walk(part) if isinstance(node, ast.Constant)]
-        missing = {f"{program.name}:{node.lineno}: {node.value!r}" for node in constants if repr(node.value) not in values}
+        missing = {
+            f"{program.name}:{node.lineno}: {node.value!r}" for node in constants if repr(node.value) not in values
+        }
         assert not missing
 
 

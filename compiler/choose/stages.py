@@ -24,7 +24,7 @@ def choose_stages(written: Sequence[tuple[str, str]]) -> tuple[StagePlan, ...]:
     """
     import networkx  # 0.1 s: not for `--help`
 
-    instances = {name: kind for name, kind in written}
+    instances = dict(written)
     implied: set[str] = set()
     pending = [kind for _, kind in written]
     while pending:
@@ -34,16 +34,22 @@ def choose_stages(written: Sequence[tuple[str, str]]) -> tuple[StagePlan, ...]:
                 implied.add(needed)
                 pending.append(needed)
     graph = networkx.DiGraph()
-    needs = {name: tuple(_provider(needed, name, instances) for needed in NEEDS[kind]) for name, kind in instances.items()}
+    needs = {
+        name: tuple(_provider(needed, name, instances) for needed in NEEDS[kind]) for name, kind in instances.items()
+    }
     graph.add_nodes_from(instances)
     graph.add_edges_from(chain.from_iterable(((source, name) for source in sources) for name, sources in needs.items()))
     rank = list(NEEDS)
     order = networkx.lexicographical_topological_sort(graph, key=lambda name: (rank.index(instances[name]), name))
-    return tuple(StagePlan(name=name, kind=instances[name], implied=name in implied, needs=needs[name]) for name in order)
+    return tuple(
+        StagePlan(name=name, kind=instances[name], implied=name in implied, needs=needs[name]) for name in order
+    )
 
 
 def _provider(kind: str, wanted_by: str, instances: dict[str, str]) -> str:
     names = [name for name, other in instances.items() if other == kind]
     if len(names) > 1:
-        raise SpecError(f"stages.{wanted_by}: {' and '.join(names)} are both of kind {kind}, which {wanted_by} needs once; keep one")
+        raise SpecError(
+            f"stages.{wanted_by}: needs one stage of kind {kind}, and {' and '.join(names)} are two; keep one"
+        )
     return names[0]
