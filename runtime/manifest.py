@@ -1,6 +1,7 @@
 """The contract between compile and run: what `manifest.json` in a bundle holds. Standard library only.
 
-Compatibility rule: adding a field with a default keeps SCHEMA_VERSION; anything else raises it. A runtime reads its own version only.
+Compatibility rule: adding a field with a default keeps SCHEMA_VERSION; anything else raises it.
+A runtime reads its own version only.
 """
 
 import ast
@@ -62,13 +63,15 @@ def read_manifest(text: str) -> Manifest:
     if version != SCHEMA_VERSION:
         raise ManifestError(f"it has schema version {version!r}; this trainwright reads version {SCHEMA_VERSION}")
     try:
-        stages = tuple(
-            Stage(**{key: tuple(value) if isinstance(value, list) else value for key, value in stage.items()})
-            for stage in raw["stages"]
-        )
+        stages = tuple(_stage(stage) for stage in raw["stages"])
         return Manifest(**{**raw, "stages": stages})
     except (TypeError, KeyError, AttributeError) as error:
         raise ManifestError(f"it is damaged ({type(error).__name__}: {error})") from error
+
+
+def _stage(raw: dict[str, Any]) -> Stage:
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
+    return Stage(**fields)
 
 
 def file_hash(content: bytes) -> str:
