@@ -1,0 +1,374 @@
+"""Spec + facts -> ResolvedSpec: names become facts, quantities SI base units, and every open question an explicit set or range.
+
+What concerns two fields at once is refused here, all of it in one message.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any, Generic, TypeVar
+
+from trainwright.compiler.document import Document
+from trainwright.compiler.errors import SpecError, UnknownNameError
+from trainwright.compiler.facts import Device, Family, find_device, find_family
+from trainwright.compiler.load import LoadedSpec
+from trainwright.compiler.plan import Source
+from trainwright.compiler.spec import STAGE_KINDS, DataSpec, ModelSpec, Spec
+from trainwright.compiler.units import Quantity
+
+T = TypeVar("T", str, int)
+
+
+@dataclass(frozen=True)
+class Choice(Generic[T]):
+    """Candidates, never none. Pinned: one."""
+
+    values: tuple[T, ...]
+
+    @property
+    def pinned(self) -> bool:
+        return len(self.values) == 1
+
+    def pick(self, preferred: T) -> T:
+        """`preferred` where it is a candidate, else the first."""
+        return preferred if preferred in self.values else self.values[0]
+
+
+@dataclass(frozen=True)
+class Range:
+    """low <= value <= high. Pinned: low == high."""
+
+    low: float
+    high: float
+
+    @property
+    def pinned(self) -> bool:
+        return self.low == self.high
+
+    def clip(self, value: float) -> float:
+        """The nearest value of the range: a pin wins over any figure of the planner's."""
+        return min(max(value, self.low), self.high)
+
+
+@dataclass(frozen=True)
+class PinnedShape:
+    """Dimensions that the user stated; counts of elements."""
+
+    num_layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    num_attention_heads: int
+    num_query_groups: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    family: Family
+    size: Range  # parameters
+    shape: tuple[PinnedShape, ...]  # one when pinned, else empty
+    context_length: Range  # tokens
+    precision: Choice[str]
+    vocab_size: Range
+
+
+@dataclass(frozen=True)
+class ResolvedData:
+    root: str  # as written; "." where absent
+    sources: tuple[Source, ...]  # weights sum to 1, or are all 0.0
+    mixture: str  # "weighted" | "by_tokens"
+    tokens: Range
+    validation_fraction: Range
+    test_fraction: Range
+
+
+@dataclass(frozen=True)
+class ResolvedTraining:
+    global_batch_unit: str  # "tokens" | "sequences"
+    global_batch: Range  # in that unit
+    learning_rate: Range
+    min_learning_rate: Range
+    schedule: Choice[str]
+    warmup_unit: str  # "steps" | "fraction" (of the steps)
+    warmup: Range
+    weight_decay: Range
+    beta1: Range
+    beta2: Range
+    epsilon: Range
+    clip_grad: Range
+    init_std: Range
+
+
+@dataclass(frozen=True)
+class ResolvedCompute:
+    device: Device
+    nodes: int
+    devices_per_node: int
+    devices: int  # nodes x devices_per_node
+    budget: Quantity  # kind "time" (s) | "money" (USD) | "flops" | "device_hours" | "none" (amount 0.0)
+    price_usd_per_device_hour: float  # 0.0: not stated
+
+
+@dataclass(frozen=True)
+class ResolvedLayout:
+    """Candidates of each degree by itself; which tuples are legal is for `check.py` to say."""
+
+    tensor: Choice[int]
+    pipeline: Choice[int]
+    data: Choice[int]
+    micro_batch: Choice[int]
+    recompute: Choice[str]
+    layer_spec: Choice[str]
+
+
+@dataclass(frozen=True)
+class ResolvedSpec:
+    name: str
+    overrides: tuple[str, ...]
+    seed: Range
+    model: ResolvedModel
+    data: ResolvedData
+    training: ResolvedTraining
+    compute: ResolvedCompute
+    layout: ResolvedLayout
+    stages: tuple[tuple[str, str], ...]  # (instance, kind) as written
+    baseline: Choice[str]  # "bigram" | "none"
+    pins: Mapping[str, str]  # spec path -> "tiny.yaml:12" or "--set path=value": what the user wrote and where
+
+
+# What is open: the planner's figure is clipped into these (units as in the spec). Wide enough that no law is cut in earnest.
+_OPEN = {
+    "seed": Range(0, 2**31 - 1),
+    "size": Range(1e4, 1e14),
+    "context_length": Range(16, 1e7),
+    "vocab_size": Range(261, 2e6),
+    "tokens": Range(1e3, 1e16),
+    "held_out": Range(0.001, 0.4),
+    "batch": Range(1, 1e10),
+    "fraction": Range(0, 1),
+    "learning_rate": Range(1e-7, 1.0),
+    "min_learning_rate": Range(0, 1.0),
+    "positive": Range(1e-30, 1e6),
+    "not_negative": Range(0, 10),
+}
+_RECOMPUTE = ("none", "selective", "full")
+_LARGEST_MICRO_BATCH = 64  # sequences: beyond it a device is busy already, and activations only grow
+
+
+def resolve_spec(loaded: LoadedSpec) -> ResolvedSpec:
+    """Raises SpecError (fields that contradict each other, all of them), UnknownNameError (device, family)."""
+    spec, document = loaded.spec, loaded.document
+    problems = [f"{document.place(path)}: {path}: {text}" for path, text in _contradictions(spec)]
+    if problems:
+        raise SpecError("\n".join(problems))
+    family, device = _facts(spec, document)
+    devices = spec.compute.nodes * spec.compute.devices_per_node
+    cuda = device.platform == "cuda"
+    layer_spec = spec.layout.layer_spec or ("transformer_engine" if cuda else "local")
+    price = spec.cluster.price
+    baseline = next((stage.baseline for stage in spec.stages.values() if stage.baseline), None)
+    return ResolvedSpec(
+        name=spec.name,
+        overrides=document.overrides,
+        seed=_range(spec.seed, "seed"),
+        model=_model(spec.model, family, cuda),
+        data=_data(spec.data),
+        training=_training(spec),
+        compute=ResolvedCompute(
+            device=device,
+            nodes=spec.compute.nodes,
+            devices_per_node=spec.compute.devices_per_node,
+            devices=devices,
+            budget=spec.compute.budget or Quantity("none", 0.0),
+            price_usd_per_device_hour=price.amount if price is not None else 0.0,
+        ),
+        layout=ResolvedLayout(
+            # Beyond a node's fast links tensor parallelism is slower than any other layout.
+            tensor=_choice(spec.layout.tensor, _divisors(spec.compute.devices_per_node)),
+            pipeline=_choice(spec.layout.pipeline, _divisors(devices)),
+            data=_choice(spec.layout.data, _divisors(devices)),
+            micro_batch=_choice(spec.layout.micro_batch, _powers_of_two(_LARGEST_MICRO_BATCH)),
+            recompute=_choice(spec.layout.recompute, _RECOMPUTE),
+            layer_spec=Choice((layer_spec,)),
+        ),
+        stages=tuple((name, stage.kind or name) for name, stage in spec.stages.items()),
+        baseline=_choice(baseline, ("none", "bigram")),
+        pins=_pins(document),
+    )
+
+
+def _contradictions(spec: Spec) -> list[tuple[str, str]]:
+    """(path, what is wrong and the fix) of fields that do not go together."""
+    return [*_model_contradictions(spec), *_data_contradictions(spec.data), *_stage_contradictions(spec)]
+
+
+def _model_contradictions(spec: Spec) -> list[tuple[str, str]]:
+    found = []
+    shape, training, budget = spec.model.shape, spec.training, spec.compute.budget
+    if shape is not None and spec.model.size is not None:
+        found.append(("model.shape", "size and shape both say how large the model is; keep one"))
+    if shape is not None and shape.head_dim is None and shape.hidden_size % shape.num_attention_heads:
+        found.append(
+            (
+                "model.shape.num_attention_heads",
+                f"hidden_size {shape.hidden_size} / num_attention_heads {shape.num_attention_heads} ="
+                f" {shape.hidden_size / shape.num_attention_heads:g} is no whole width of a head; change one, or state head_dim",
+            )
+        )
+    if shape is None and spec.model.size is None and spec.data.tokens is None and budget is None:
+        found.append(("model", "nothing says how much to train; give model.size, model.shape, data.tokens or compute.budget"))
+    if budget is not None and budget.kind == "money" and spec.cluster.price is None:
+        found.append(("compute.budget", 'a budget in money needs a price; add cluster.price, such as "$2.10/device-hour"'))
+    low, high = training.min_learning_rate, training.learning_rate
+    if low is not None and high is not None and low > high:
+        found.append(("training.min_learning_rate", f"{low:g} is above learning_rate {high:g}; lower it"))
+    if training.warmup is not None and training.warmup.kind == "fraction" and training.warmup.amount > 1:
+        found.append(("training.warmup", f"{training.warmup.amount:.0%} of the steps is more than all of them; 100% at most"))
+    return found
+
+
+def _data_contradictions(data: DataSpec) -> list[tuple[str, str]]:
+    found = []
+    for index, source in enumerate(data.sources):
+        if (source.path is None) == (source.connector is None):
+            both = "path and connector are both there" if source.path else "neither path nor connector is there"
+            found.append((f"data.sources[{index}]", f"{both}; a source ({source.name}) has exactly one of them"))
+        if source.name in [other.name for other in data.sources[:index]]:
+            found.append((f"data.sources[{index}].name", f"{source.name} is the name of two sources; rename one"))
+    bare = [source.name for source in data.sources if source.weight is None]
+    if 0 < len(bare) < len(data.sources):
+        found.append(("data.sources", f"{', '.join(bare)} without a weight beside others with one; give all of them a weight, or none"))
+    return found
+
+
+def _stage_contradictions(spec: Spec) -> list[tuple[str, str]]:
+    found = []
+    pretrains = []
+    for name, stage in spec.stages.items():
+        path = f"stages.{name}"
+        kind = stage.kind or name
+        if kind not in STAGE_KINDS:
+            found.append((path, f"there is no stage kind {name}; the kinds are {', '.join(STAGE_KINDS)} (kind: says which one an instance is)"))
+        elif name in STAGE_KINDS and kind != name:
+            found.append((path, f"{name} is the name of another kind than {kind}; rename the instance"))
+        if stage.baseline is not None and kind != "pretrain":
+            found.append((f"{path}.baseline", f"only a pretrain stage has a baseline, and {name} is of kind {kind}; remove it"))
+        if kind == "pretrain":
+            pretrains.append(name)
+    if len(pretrains) > 1:
+        found.append((f"stages.{pretrains[1]}", f"{' and '.join(pretrains)} are both of kind pretrain, and a plan trains one model; keep one"))
+    return found
+
+
+def _facts(spec: Spec, document: Document) -> tuple[Family, Device]:
+    problems = []
+    for path, name, find in (
+        ("model.family", spec.model.family, find_family),
+        ("compute.device", spec.compute.device, find_device),
+    ):
+        try:
+            find(name)
+        except UnknownNameError as error:
+            problems.append(f"{document.place(path)}: {path}: {error}")
+    if problems:
+        raise UnknownNameError("\n".join(problems))
+    return find_family(spec.model.family), find_device(spec.compute.device)
+
+
+def _model(model: ModelSpec, family: Family, cuda: bool) -> ResolvedModel:
+    shape: tuple[PinnedShape, ...] = ()
+    if (given := model.shape) is not None:
+        shape = (
+            PinnedShape(
+                num_layers=given.num_layers,
+                hidden_size=given.hidden_size,
+                ffn_hidden_size=given.ffn_hidden_size,
+                num_attention_heads=given.num_attention_heads,
+                num_query_groups=given.num_query_groups or given.num_attention_heads,
+                head_dim=given.head_dim or given.hidden_size // given.num_attention_heads,
+            ),
+        )
+    return ResolvedModel(
+        family=family,
+        size=_range(model.size, "size"),
+        shape=shape,
+        context_length=_range(model.context_length, "context_length"),
+        # Without CUDA, bf16 saves no time, and fp32 is exact to compare.
+        precision=_choice(model.precision, ("bf16", "fp32") if cuda else ("fp32",)),
+        vocab_size=_range(model.vocab_size, "vocab_size"),
+    )
+
+
+def _data(data: DataSpec) -> ResolvedData:
+    total = sum(source.weight or 0.0 for source in data.sources)
+    sources = tuple(
+        Source(
+            name=source.name,
+            path=source.path or "",
+            connector=source.connector or "",
+            weight=source.weight / total if source.weight is not None else 0.0,
+        )
+        for source in data.sources
+    )
+    return ResolvedData(
+        root=data.root or ".",
+        sources=sources,
+        mixture="weighted" if total else "by_tokens",
+        tokens=_range(data.tokens, "tokens"),
+        validation_fraction=_range(data.validation, "held_out"),
+        test_fraction=_range(data.test, "held_out"),
+    )
+
+
+def _training(spec: Spec) -> ResolvedTraining:
+    given = spec.training
+    return ResolvedTraining(
+        global_batch_unit=given.global_batch.kind if given.global_batch is not None else "tokens",
+        global_batch=_range(given.global_batch, "batch"),
+        learning_rate=_range(given.learning_rate, "learning_rate"),
+        min_learning_rate=_range(given.min_learning_rate, "min_learning_rate"),
+        schedule=_choice(given.schedule, ("cosine", "constant")),
+        warmup_unit=given.warmup.kind if given.warmup is not None else "fraction",
+        warmup=_range(given.warmup, "fraction"),
+        weight_decay=_range(given.weight_decay, "not_negative"),
+        beta1=_range(given.beta1, "fraction"),
+        beta2=_range(given.beta2, "fraction"),
+        epsilon=_range(given.epsilon, "positive"),
+        clip_grad=_range(given.clip_grad, "positive"),
+        init_std=_range(given.init_std, "positive"),
+    )
+
+
+def _pins(document: Document) -> dict[str, str]:
+    """Every value that the user wrote. The file by its last name only: where the compiler is started changes no plan."""
+    return {
+        path: place if place.startswith("--set ") else PurePath(document.file).name + place.removeprefix(document.file)
+        for path, place in document.where.items()
+        if path and _written(document.data, path)
+    }
+
+
+def _written(data: Any, path: str) -> bool:
+    """Whether a value, and not a section, a list or nothing, stands at `path`."""
+    for step in path.replace("[", ".[").split("."):
+        data = data[int(step[1:-1])] if step.startswith("[") else data[step]
+    return data is not None and not isinstance(data, dict | list)
+
+
+def _range(pin: Quantity | float | None, open_range: str) -> Range:
+    if pin is None:
+        return _OPEN[open_range]
+    amount = float(pin.amount if isinstance(pin, Quantity) else pin)
+    return Range(amount, amount)
+
+
+def _choice(pin: T | None, free: tuple[T, ...]) -> Choice[T]:
+    return Choice(free if pin is None else (pin,))
+
+
+def _divisors(number: int) -> tuple[int, ...]:
+    return tuple(divisor for divisor in range(1, number + 1) if number % divisor == 0)
+
+
+def _powers_of_two(most: int) -> tuple[int, ...]:
+    return tuple(2**power for power in range(most.bit_length()))
