@@ -49,11 +49,16 @@ def join(parts: Iterable[str | int]) -> str:
 
 
 def load_document(path: Path, overrides: tuple[str, ...] = ()) -> Document:
-    """The file with the overrides applied. Raises FileError, SpecError (every duplicate key and tag), UsageError (a bad `--set`)."""
+    """The file with the overrides applied.
+
+    Raises FileError, SpecError (syntax; every duplicate key and tag), UsageError (a malformed `--set`).
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise FileError(f"{path}: there is no such file{_nearest_file(path)}; `trainwright init` writes a starter spec") from error
+        raise FileError(
+            f"{path}: there is no such file{_nearest_file(path)}; `trainwright init` writes a starter spec"
+        ) from error
     except UnicodeDecodeError as error:
         raise FileError(f"{path}: byte {error.start} is not UTF-8; save the spec as UTF-8 text") from error
     except OSError as error:
@@ -134,7 +139,9 @@ class _Builder:
             except ValueError:  # an explicit tag: !!int x
                 self.problems.append(f"{self.place(node)}: {path}: {node.value!r} is no {kind}")
                 return None
-        self.problems.append(f"{self.place(node)}: {path or 'the spec'}: the tag {kind!r}; a spec holds plain values only")
+        self.problems.append(
+            f"{self.place(node)}: {path or 'the spec'}: the tag {kind!r}; a spec holds plain values only"
+        )
         return None
 
     def _mapping(self, node: MappingNode, path: str, around: tuple[int, ...]) -> dict[str, Any]:
@@ -202,7 +209,7 @@ def _apply(document: Document, override: str) -> None:
 
 
 def _steps(path: str) -> Iterator[str | int]:
-    """"data.sources[0].weight" -> "data", "sources", 0, "weight"; nothing when the path is malformed."""
+    """ "data.sources[0].weight" -> "data", "sources", 0, "weight"; nothing when the path is malformed."""
     matches = list(_STEP.finditer(path))
     if "".join(match[0] for match in matches) != path:
         return

@@ -55,7 +55,8 @@ def _problem(raw: Mapping[str, Any], document: Document) -> _Problem:
         return _Problem(place, f"{path}: is missing; add it: {held}")
     if raw["loc"][-1:] == ("[key]",):
         return _Problem(
-            place, f"{path}: a stage's name starts with a small letter and holds a-z, 0-9, - and _, 32 at most; rename it"
+            place,
+            f"{path}: a stage's name starts with a small letter and holds a-z, 0-9, - and _, 32 at most; rename it",
         )
     meaning = _description(parts) if raw["type"] != "value_error" else ""  # a refused quantity lists what is accepted
     return _Problem(place, f"{path}: {_complaint(raw)}" + (f" ({meaning})" if meaning else ""))

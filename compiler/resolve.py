@@ -1,6 +1,6 @@
 """Spec + facts -> ResolvedSpec: names become facts, quantities SI base units, and every open question an explicit set or range.
 
-What concerns two fields at once is refused here, all of it in one message.
+Fields that contradict each other are refused here, all of them in one message.
 """
 
 from collections.abc import Mapping
@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Generic, TypeVar
 
+from trainwright.compiler.contradictions import find_contradictions
 from trainwright.compiler.document import Document
 from trainwright.compiler.errors import SpecError, UnknownNameError
 from trainwright.compiler.facts import Device, Family, find_device, find_family
 from trainwright.compiler.load import LoadedSpec
 from trainwright.compiler.plan import Source
-from trainwright.compiler.spec import STAGE_KINDS, DataSpec, ModelSpec, Spec
+from trainwright.compiler.spec import DataSpec, ModelSpec, Spec
 from trainwright.compiler.units import Quantity
 
 T = TypeVar("T", str, int)
@@ -158,12 +159,12 @@ _LARGEST_MICRO_BATCH = 64  # sequences: beyond it a device is busy already, and 
 def resolve_spec(loaded: LoadedSpec) -> ResolvedSpec:
     """Raises SpecError (fields that contradict each other, all of them), UnknownNameError (device, family)."""
     spec, document = loaded.spec, loaded.document
-    problems = [f"{document.place(path)}: {path}: {text}" for path, text in _contradictions(spec)]
+    problems = [f"{document.place(path)}: {path}: {text}" for path, text in find_contradictions(spec)]
     if problems:
         raise SpecError("\n".join(problems))
     family, device = _facts(spec, document)
     devices = spec.compute.nodes * spec.compute.devices_per_node
-    cuda = device.platform == "cuda"
+    cuda = device.kind == "cuda"
     layer_spec = spec.layout.layer_spec or ("transformer_engine" if cuda else "local")
     price = spec.cluster.price
     baseline = next((stage.baseline for stage in spec.stages.values() if stage.baseline), None)
@@ -195,69 +196,6 @@ def resolve_spec(loaded: LoadedSpec) -> ResolvedSpec:
         baseline=_choice(baseline, ("none", "bigram")),
         pins=_pins(document),
     )
-
-
-def _contradictions(spec: Spec) -> list[tuple[str, str]]:
-    """(path, what is wrong and the fix) of fields that do not go together."""
-    return [*_model_contradictions(spec), *_data_contradictions(spec.data), *_stage_contradictions(spec)]
-
-
-def _model_contradictions(spec: Spec) -> list[tuple[str, str]]:
-    found = []
-    shape, training, budget = spec.model.shape, spec.training, spec.compute.budget
-    if shape is not None and spec.model.size is not None:
-        found.append(("model.shape", "size and shape both say how large the model is; keep one"))
-    if shape is not None and shape.head_dim is None and shape.hidden_size % shape.num_attention_heads:
-        found.append(
-            (
-                "model.shape.num_attention_heads",
-                f"hidden_size {shape.hidden_size} / num_attention_heads {shape.num_attention_heads} ="
-                f" {shape.hidden_size / shape.num_attention_heads:g} is no whole width of a head; change one, or state head_dim",
-            )
-        )
-    if shape is None and spec.model.size is None and spec.data.tokens is None and budget is None:
-        found.append(("model", "nothing says how much to train; give model.size, model.shape, data.tokens or compute.budget"))
-    if budget is not None and budget.kind == "money" and spec.cluster.price is None:
-        found.append(("compute.budget", 'a budget in money needs a price; add cluster.price, such as "$2.10/device-hour"'))
-    low, high = training.min_learning_rate, training.learning_rate
-    if low is not None and high is not None and low > high:
-        found.append(("training.min_learning_rate", f"{low:g} is above learning_rate {high:g}; lower it"))
-    if training.warmup is not None and training.warmup.kind == "fraction" and training.warmup.amount > 1:
-        found.append(("training.warmup", f"{training.warmup.amount:.0%} of the steps is more than all of them; 100% at most"))
-    return found
-
-
-def _data_contradictions(data: DataSpec) -> list[tuple[str, str]]:
-    found = []
-    for index, source in enumerate(data.sources):
-        if (source.path is None) == (source.connector is None):
-            both = "path and connector are both there" if source.path else "neither path nor connector is there"
-            found.append((f"data.sources[{index}]", f"{both}; a source ({source.name}) has exactly one of them"))
-        if source.name in [other.name for other in data.sources[:index]]:
-            found.append((f"data.sources[{index}].name", f"{source.name} is the name of two sources; rename one"))
-    bare = [source.name for source in data.sources if source.weight is None]
-    if 0 < len(bare) < len(data.sources):
-        found.append(("data.sources", f"{', '.join(bare)} without a weight beside others with one; give all of them a weight, or none"))
-    return found
-
-
-def _stage_contradictions(spec: Spec) -> list[tuple[str, str]]:
-    found = []
-    pretrains = []
-    for name, stage in spec.stages.items():
-        path = f"stages.{name}"
-        kind = stage.kind or name
-        if kind not in STAGE_KINDS:
-            found.append((path, f"there is no stage kind {name}; the kinds are {', '.join(STAGE_KINDS)} (kind: says which one an instance is)"))
-        elif name in STAGE_KINDS and kind != name:
-            found.append((path, f"{name} is the name of another kind than {kind}; rename the instance"))
-        if stage.baseline is not None and kind != "pretrain":
-            found.append((f"{path}.baseline", f"only a pretrain stage has a baseline, and {name} is of kind {kind}; remove it"))
-        if kind == "pretrain":
-            pretrains.append(name)
-    if len(pretrains) > 1:
-        found.append((f"stages.{pretrains[1]}", f"{' and '.join(pretrains)} are both of kind pretrain, and a plan trains one model; keep one"))
-    return found
 
 
 def _facts(spec: Spec, document: Document) -> tuple[Family, Device]:

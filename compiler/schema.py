@@ -39,8 +39,9 @@ def spec_reference() -> str:
     lines = [
         "# The spec",
         "",
-        "Generated from `compiler/spec.py` by `make docs`; do not edit. A key that is absent is the planner's to decide, unless it is required.",
-        "Quantities are strings with units; multipliers are k, M, B (or G) and T.",
+        "Written by `python -m trainwright.compiler.schema > docs/reference/spec.md` from `compiler/spec.py`; do not edit.",
+        "A key that is absent is the planner's to decide, unless it is required. Quantities are strings with units;",
+        "multipliers are k, M, B (or G) and T for 1e3, 1e6, 1e9 and 1e12.",
         "",
         "| key | holds | meaning |",
         "|---|---|---|",
@@ -60,7 +61,7 @@ def _rows(node: dict[str, Any], schema: dict[str, Any], path: str) -> Iterator[t
 def _row(raw: dict[str, Any], schema: dict[str, Any], path: str, required: bool) -> Iterator[tuple[str, str, str]]:
     held = _follow(raw, schema)
     meaning = raw.get("description", held.get("description", ""))
-    yield path, _kind(held) + (", required" if required else ""), meaning.replace("|", "\\|")
+    yield path, (_kind(held) + (", required" if required else "")).replace(" | ", " or "), meaning
     if held.get("type") == "array":
         yield from _rows(_follow(held["items"], schema), schema, f"{path}[]")
     elif "patternProperties" in held:
@@ -92,3 +93,7 @@ def _kind(node: dict[str, Any]) -> str:
     kind = "whole number" if node["type"] == "integer" else "number"
     above, below = ("above " if "exclusiveMinimum" in node else ""), ("below " if "exclusiveMaximum" in node else "")
     return f"{kind}, {above}{low:,} to {below}{high:,}"
+
+
+if __name__ == "__main__":
+    print(spec_reference(), end="")

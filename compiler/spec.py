@@ -1,6 +1,6 @@
 """The Spec: what the user wrote, nothing added. Types, ranges and descriptions only; absent means that the planner decides.
 
-What concerns two fields at once, or a fact, is in `resolve.py`; what concerns the finished plan is in `check.py`.
+What concerns two fields at once is in `contradictions.py`, a fact in `resolve.py`, the finished plan in `check.py`.
 """
 
 from typing import Annotated, Any, Literal
@@ -67,12 +67,20 @@ class ShapeSpec(_Section):
 class ModelSpec(_Section):
     """What is trained."""
 
-    family: str = Field(description="a known model family, such as llama: it sets norm, activation, positions and biases")
-    size: Parameters | None = Field(None, description="parameters (count), such as 8B; absent: chosen from the budget or the tokens")
+    family: str = Field(
+        description="a known model family, such as llama: it sets norm, activation, positions and biases"
+    )
+    size: Parameters | None = Field(
+        None, description="parameters (count), such as 8B; absent: chosen from the budget or the tokens"
+    )
     shape: ShapeSpec | None = Field(None, description="dimensions, instead of a size; absent: chosen for the size")
     context_length: int | None = Field(None, ge=16, le=10_000_000, description="tokens a sequence")
-    precision: Literal["bf16", "fp32"] | None = Field(None, description="number format of parameters and activations in training")
-    vocab_size: int | None = Field(None, ge=261, le=2_000_000, description="entries of the tokenizer (count), before padding")
+    precision: Literal["bf16", "fp32"] | None = Field(
+        None, description="number format of parameters and activations in training"
+    )
+    vocab_size: int | None = Field(
+        None, ge=261, le=2_000_000, description="entries of the tokenizer (count), before padding"
+    )
 
 
 class SourceSpec(_Section):
@@ -80,24 +88,40 @@ class SourceSpec(_Section):
 
     name: Name = Field(description="what reports and files call it")
     path: str | None = Field(
-        None, min_length=1, description="file or glob of .jsonl, .jsonl.gz or .txt; relative to data.root, kept as written"
+        None,
+        min_length=1,
+        description="file or glob of .jsonl, .jsonl.gz or .txt; relative to data.root, kept as written",
     )
     connector: Literal["python-stdlib:code", "python-stdlib:prose"] | None = Field(
-        None, description="text that is made where the run happens: modules or docstrings of the Python standard library"
+        None,
+        description="text that is made where the run happens: modules or docstrings of the Python standard library",
     )
     weight: float | None = Field(
-        None, gt=0, le=1e9, description="share of the training tokens (any scale); absent on all sources: in proportion to their tokens"
+        None,
+        gt=0,
+        le=1e9,
+        description="share of the training tokens (any scale); absent on all sources: in proportion to their tokens",
     )
 
 
 class DataSpec(_Section):
     """What it is trained on."""
 
-    root: str | None = Field(None, min_length=1, description="folder that relative paths start from; absent: where the run is started")
-    sources: Annotated[tuple[SourceSpec, ...], Field(strict=False, min_length=1)] = Field(description="where the text comes from")
-    tokens: Tokens | None = Field(None, description="tokens to train on (count), such as 1.4T; absent: chosen from the size or the budget")
-    validation: HeldOut | None = Field(None, description="part held out for validation (fraction of the groups of documents)")
-    test: HeldOut | None = Field(None, description="part held out for the final test (fraction of the groups of documents)")
+    root: str | None = Field(
+        None, min_length=1, description="folder that relative paths start from; absent: where the run is started"
+    )
+    sources: Annotated[tuple[SourceSpec, ...], Field(strict=False, min_length=1)] = Field(
+        description="where the text comes from"
+    )
+    tokens: Tokens | None = Field(
+        None, description="tokens to train on (count), such as 1.4T; absent: chosen from the size or the budget"
+    )
+    validation: HeldOut | None = Field(
+        None, description="part held out for validation (fraction of the groups of documents)"
+    )
+    test: HeldOut | None = Field(
+        None, description="part held out for the final test (fraction of the groups of documents)"
+    )
 
 
 class TrainingSpec(_Section):
@@ -106,13 +130,19 @@ class TrainingSpec(_Section):
     global_batch: Batch | None = Field(None, description='a step, as "4M tokens" or "512 sequences"')
     learning_rate: float | None = Field(None, gt=0, le=10, description="peak learning rate (per step)")
     min_learning_rate: float | None = Field(None, ge=0, le=10, description="learning rate at the end (per step)")
-    schedule: Literal["cosine", "constant"] | None = Field(None, description="course of the learning rate after warm-up")
+    schedule: Literal["cosine", "constant"] | None = Field(
+        None, description="course of the learning rate after warm-up"
+    )
     warmup: Warmup | None = Field(None, description='linear warm-up, as "2000 steps" or "3%" of the steps')
-    weight_decay: float | None = Field(None, ge=0, le=10, description="decoupled weight decay of AdamW (per step, times the learning rate)")
+    weight_decay: float | None = Field(
+        None, ge=0, le=10, description="decoupled weight decay of AdamW (per step, times the learning rate)"
+    )
     beta1: float | None = Field(None, ge=0, lt=1, description="decay of Adam's first moment (per step)")
     beta2: float | None = Field(None, ge=0, lt=1, description="decay of Adam's second moment (per step)")
     epsilon: float | None = Field(None, gt=0, le=1, description="Adam's epsilon (in units of the gradient)")
-    clip_grad: float | None = Field(None, gt=0, le=1e6, description="largest global norm of the gradient (in units of the gradient)")
+    clip_grad: float | None = Field(
+        None, gt=0, le=1e6, description="largest global norm of the gradient (in units of the gradient)"
+    )
     init_std: float | None = Field(None, gt=0, le=10, description="standard deviation of the initial weights")
 
 

@@ -41,7 +41,9 @@ def _units(text: str) -> dict[str, Decimal]:
 KINDS: Mapping[str, _Kind] = {
     "tokens": _Kind('tokens ("1.4T tokens")', _units("tokens=1 token=1"), counted=True),
     "sequences": _Kind('sequences ("512 sequences")', _units("sequences=1 sequence=1"), counted=True),
-    "parameters": _Kind('parameters ("8B", "1.1M parameters")', _units("parameters=1 parameter=1 params=1"), counted=True),
+    "parameters": _Kind(
+        'parameters ("8B", "1.1M parameters")', _units("parameters=1 parameter=1 params=1"), counted=True
+    ),
     "steps": _Kind('steps ("2000 steps")', _units("steps=1 step=1"), counted=True),
     "fraction": _Kind('a fraction ("3%", 0.03)', _units("%=0.01")),
     "time": _Kind(
@@ -57,16 +59,15 @@ KINDS: Mapping[str, _Kind] = {
     "device_hours": _Kind('device-hours ("500k device-hours")', _units("device-hours=1 device-hour=1")),
     "bytes": _Kind(
         'bytes ("80 GB", "80 GiB")',
-        _units(
-            "bytes=1 byte=1 B=1 kB=1e3 MB=1e6 GB=1e9 TB=1e12"
-            " KiB=1024 MiB=1048576 GiB=1073741824 TiB=1099511627776"
-        ),
+        _units("bytes=1 byte=1 B=1 kB=1e3 MB=1e6 GB=1e9 TB=1e12 KiB=1024 MiB=1048576 GiB=1073741824 TiB=1099511627776"),
     ),
 }
 MULTIPLIERS = {"": Decimal(1), **_units("k=1e3 K=1e3 M=1e6 G=1e9 B=1e9 T=1e12")}
 BUDGET_KINDS = ("time", "money", "flops", "device_hours")
 
-_QUANTITY = re.compile(r"(?P<dollar>\$?)\s*(?P<number>(?:\d[\d_]*)?\.?\d+(?:[eE][+-]?\d{1,3})?|\d+\.)\s*(?P<rest>\S.*)?")
+_QUANTITY = re.compile(
+    r"(?P<dollar>\$?)\s*(?P<number>(?:\d[\d_]*)?\.?\d+(?:[eE][+-]?\d{1,3})?|\d+\.)\s*(?P<rest>\S.*)?"
+)
 
 
 def parse_quantity(value: object, accepted: tuple[str, ...], bare: str = "") -> Quantity:
@@ -128,7 +129,7 @@ def parse_budget(value: object) -> Quantity:
 
 
 def parse_bytes(value: object) -> int:
-    """"80 GB" is 80e9 bytes, "80 GiB" 80 x 2^30."""
+    """ "80 GB" is 80e9 bytes, "80 GiB" 80 x 2^30."""
     return int(parse_quantity(value, ("bytes",), bare="bytes").amount)
 
 
@@ -137,7 +138,13 @@ _STEPS: Mapping[str, tuple[tuple[str, float], ...]] = {
     "bytes": ((" GiB", 2.0**30), (" MiB", 2.0**20), (" KiB", 2.0**10), (" bytes", 1.0)),
 }
 _COUNT_STEPS = (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))
-_SUFFIX = {"parameters": "", "tokens": " tokens", "sequences": " sequences", "steps": " steps", "device_hours": " device-hours"}
+_SUFFIX = {
+    "parameters": "",
+    "tokens": " tokens",
+    "sequences": " sequences",
+    "steps": " steps",
+    "device_hours": " device-hours",
+}
 
 
 def format_quantity(kind: str, amount: float) -> str:

@@ -10,8 +10,9 @@ import pytest
 
 from trainwright.compiler.choose import choose_plan
 from trainwright.compiler.emit import EXECUTABLE, Bundle, emit_bundle
+from trainwright.compiler.load import load_spec
 from trainwright.compiler.plan import leaves, read_plan, write_plan
-from trainwright.compiler.resolve import load_spec, resolve_spec
+from trainwright.compiler.resolve import resolve_spec
 from trainwright.runtime.manifest import file_hash, program_identity, read_manifest
 
 SPECS = ("tiny", "one_node", "many_nodes")

@@ -1,0 +1,83 @@
+"""What a spec says twice, or in two ways: rules over several of its fields, before any fact is looked up."""
+
+from trainwright.compiler.spec import STAGE_KINDS, DataSpec, Spec
+
+
+def find_contradictions(spec: Spec) -> list[tuple[str, str]]:
+    """(path, what is wrong and the fix) of every pair of fields that do not go together."""
+    return [*_model_contradictions(spec), *_data_contradictions(spec.data), *_stage_contradictions(spec)]
+
+
+def _model_contradictions(spec: Spec) -> list[tuple[str, str]]:
+    found = []
+    shape, training, budget = spec.model.shape, spec.training, spec.compute.budget
+    if shape is not None and spec.model.size is not None:
+        found.append(("model.shape", "size and shape both say how large the model is; keep one"))
+    if shape is not None and shape.head_dim is None and shape.hidden_size % shape.num_attention_heads:
+        width = f"{shape.hidden_size} / {shape.num_attention_heads} = {shape.hidden_size / shape.num_attention_heads:g}"
+        text = f"hidden_size / num_attention_heads = {width} is no whole width of a head; change one, or state head_dim"
+        found.append(("model.shape.num_attention_heads", text))
+    if shape is None and spec.model.size is None and spec.data.tokens is None and budget is None:
+        found.append(
+            ("model", "nothing says how much to train; give model.size, model.shape, data.tokens or compute.budget")
+        )
+    if budget is not None and budget.kind == "money" and spec.cluster.price is None:
+        found.append(
+            ("compute.budget", 'a budget in money needs a price; add cluster.price, such as "$2.10/device-hour"')
+        )
+    low, high = training.min_learning_rate, training.learning_rate
+    if low is not None and high is not None and low > high:
+        found.append(("training.min_learning_rate", f"{low:g} is above learning_rate {high:g}; lower it"))
+    if training.warmup is not None and training.warmup.kind == "fraction" and training.warmup.amount > 1:
+        found.append(
+            ("training.warmup", f"{training.warmup.amount:.0%} of the steps is more than all of them; 100% at most")
+        )
+    return found
+
+
+def _data_contradictions(data: DataSpec) -> list[tuple[str, str]]:
+    found = []
+    for index, source in enumerate(data.sources):
+        if (source.path is None) == (source.connector is None):
+            both = "path and connector are both there" if source.path else "neither path nor connector is there"
+            found.append((f"data.sources[{index}]", f"{both}; a source ({source.name}) has exactly one of them"))
+        if source.name in [other.name for other in data.sources[:index]]:
+            found.append((f"data.sources[{index}].name", f"{source.name} is the name of two sources; rename one"))
+    bare = [source.name for source in data.sources if source.weight is None]
+    if 0 < len(bare) < len(data.sources):
+        found.append(
+            (
+                "data.sources",
+                f"{', '.join(bare)} without a weight beside others with one; give all of them a weight, or none",
+            )
+        )
+    return found
+
+
+def _stage_contradictions(spec: Spec) -> list[tuple[str, str]]:
+    found = []
+    pretrains = []
+    for name, stage in spec.stages.items():
+        path = f"stages.{name}"
+        kind = stage.kind or name
+        if kind not in STAGE_KINDS:
+            kinds = ", ".join(STAGE_KINDS)
+            found.append(
+                (path, f"there is no stage kind {name}; add kind: with one of {kinds}, or rename the instance")
+            )
+        elif name in STAGE_KINDS and kind != name:
+            found.append((path, f"{name} is the name of another kind than {kind}; rename the instance"))
+        if stage.baseline is not None and kind != "pretrain":
+            found.append(
+                (f"{path}.baseline", f"only a pretrain stage has a baseline, and {name} is of kind {kind}; remove it")
+            )
+        if kind == "pretrain":
+            pretrains.append(name)
+    if len(pretrains) > 1:
+        found.append(
+            (
+                f"stages.{pretrains[1]}",
+                f"{' and '.join(pretrains)} are both of kind pretrain, and a plan trains one model; keep one",
+            )
+        )
+    return found
