@@ -33,9 +33,9 @@ from trainwright.runtime.stages.connectors import (
     read_stdlib_file,
     stdlib_files,
 )
+from trainwright.runtime.stages.corpus import SPLITS, document_file
 from trainwright.runtime.workspace import Progress, StageFolder, open_workspace, write_json
 
-SPLITS = ("train", "validation", "test")
 BUCKETS = 65_536
 
 
@@ -171,7 +171,7 @@ def _fill_empty(name: str, assignment: dict[str, str], group_bytes: dict[str, Co
         if not any(assignment[group] == name for group in groups):
             candidates = sorted(
                 (group for group in groups if assignment[group] == "train"),
-                key=lambda group: (groups[group], _order(group, seed)),  # noqa: B023  (used up within the iteration)
+                key=lambda group: (groups[group], _order(group, seed)),
             )
             smallest = next(filter(leaves_training, candidates), None)
             if smallest is not None:
@@ -191,7 +191,7 @@ def _distribute(folder: StageFolder, spool: Path, sources: Sequence[str], assign
     for source in sources:
         with ExitStack() as stack:
             files = {
-                split: stack.enter_context(open(folder.output / split / f"{source}.jsonl", "w", encoding="utf-8"))
+                split: stack.enter_context(open(document_file(folder.output, split, source), "w", encoding="utf-8"))
                 for split in SPLITS
             }
             for line in stack.enter_context(open(spool / f"{source}.jsonl", encoding="utf-8", newline="\n")):
