@@ -3,30 +3,41 @@
 What concerns two fields at once is in `contradictions.py`, a fact in `resolve.py`, the finished plan in `check.py`.
 """
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, StringConstraints, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic_core import CoreSchema, core_schema
 
 from trainwright.compiler.units import BUDGET_KINDS, KINDS, Quantity, UnitError, format_quantity, parse_quantity
 
 STAGE_KINDS = ("ingest", "tokenizer", "tokenize", "pretrain")
 
 
-def _quantity(*accepted: str, bare: str = "", low: float = 0.0, high: float = 1e60) -> Any:
-    """The type of a field that holds a quantity: low <= amount <= high, in the base unit of its kind."""
+@dataclass(frozen=True)
+class _Measure:
+    """Makes a field hold a quantity of an accepted kind, low <= amount <= high in that kind's base unit."""
 
-    def parse(value: object) -> Quantity:
-        quantity = parse_quantity(value, accepted, bare)
-        if not low <= quantity.amount <= high:
-            bounds = f"{format_quantity(quantity.kind, low)} to {format_quantity(quantity.kind, high)}"
-            raise UnitError(f"{value!r} is out of range: {bounds}")
+    accepted: tuple[str, ...]
+    bare: str = ""  # the kind of a number without a unit; "": a unit is needed
+    low: float = 0.0
+    high: float = 1e60
+
+    def __call__(self, value: object) -> Quantity:
+        quantity = parse_quantity(value, self.accepted, self.bare)
+        if not self.low <= quantity.amount <= self.high:
+            low, high = (format_quantity(quantity.kind, bound) for bound in (self.low, self.high))
+            raise UnitError(f"{value!r} is out of range: {low} to {high}")
         return quantity
 
-    schema: dict[str, Any] = {
-        "type": ["string", "number"] if bare else "string",
-        "x-unit": " | ".join(KINDS[kind].example for kind in accepted),
-    }
-    return Annotated[Quantity, PlainValidator(parse), WithJsonSchema(schema)]
+    def __get_pydantic_core_schema__(self, source: object, handler: object) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: object) -> dict[str, Any]:
+        return {
+            "type": ["string", "number"] if self.bare else "string",
+            "x-unit": " | ".join(KINDS[kind].example for kind in self.accepted),
+        }
 
 
 def _section_or_empty(value: object) -> object:
@@ -36,13 +47,13 @@ def _section_or_empty(value: object) -> object:
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 StageName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
-Tokens = _quantity("tokens", bare="tokens", low=1, high=1e16)
-Parameters = _quantity("parameters", bare="parameters", low=1000, high=1e14)
-Batch = _quantity("tokens", "sequences", low=1, high=1e10)
-Warmup = _quantity("steps", "fraction", high=1e9)
-HeldOut = _quantity("fraction", bare="fraction", low=0.001, high=0.4)
-Budget = _quantity(*BUDGET_KINDS, low=1e-3)
-Price = _quantity("price", low=1e-4, high=1e5)
+Tokens = Annotated[Quantity, _Measure(("tokens",), bare="tokens", low=1, high=1e16)]
+Parameters = Annotated[Quantity, _Measure(("parameters",), bare="parameters", low=1000, high=1e14)]
+Batch = Annotated[Quantity, _Measure(("tokens", "sequences"), low=1, high=1e10)]
+Warmup = Annotated[Quantity, _Measure(("steps", "fraction"), high=1e9)]
+HeldOut = Annotated[Quantity, _Measure(("fraction",), bare="fraction", low=0.001, high=0.4)]
+Budget = Annotated[Quantity, _Measure(BUDGET_KINDS, low=1e-3)]
+Price = Annotated[Quantity, _Measure(("price",), low=1e-4, high=1e5)]
 
 
 class _Section(BaseModel):
@@ -57,10 +68,10 @@ class ShapeSpec(_Section):
     ffn_hidden_size: int = Field(ge=8, le=1_000_000, description="width of the feed-forward layer (elements)")
     num_attention_heads: int = Field(ge=1, le=2048, description="query heads (count)")
     num_query_groups: int | None = Field(
-        None, ge=1, le=2048, description="key and value heads (count); absent: as many as query heads"
+        default=None, ge=1, le=2048, description="key and value heads (count); absent: as many as query heads"
     )
     head_dim: int | None = Field(
-        None, ge=2, le=1024, description="width of a head (elements); absent: hidden_size / num_attention_heads"
+        default=None, ge=2, le=1024, description="width of a head (elements); absent: hidden_size / num_attention_heads"
     )
 
 
@@ -71,15 +82,17 @@ class ModelSpec(_Section):
         description="a known model family, such as llama: it sets norm, activation, positions and biases"
     )
     size: Parameters | None = Field(
-        None, description="parameters (count), such as 8B; absent: chosen from the budget or the tokens"
+        default=None, description="parameters (count), such as 8B; absent: chosen from the budget or the tokens"
     )
-    shape: ShapeSpec | None = Field(None, description="dimensions, instead of a size; absent: chosen for the size")
-    context_length: int | None = Field(None, ge=16, le=10_000_000, description="tokens a sequence")
+    shape: ShapeSpec | None = Field(
+        default=None, description="dimensions, instead of a size; absent: chosen for the size"
+    )
+    context_length: int | None = Field(default=None, ge=16, le=10_000_000, description="tokens a sequence")
     precision: Literal["bf16", "fp32"] | None = Field(
-        None, description="number format of parameters and activations in training"
+        default=None, description="number format of parameters and activations in training"
     )
     vocab_size: int | None = Field(
-        None, ge=261, le=2_000_000, description="entries of the tokenizer (count), before padding"
+        default=None, ge=261, le=2_000_000, description="entries of the tokenizer (count), before padding"
     )
 
 
@@ -88,16 +101,16 @@ class SourceSpec(_Section):
 
     name: Name = Field(description="what reports and files call it")
     path: str | None = Field(
-        None,
+        default=None,
         min_length=1,
         description="file or glob of .jsonl, .jsonl.gz or .txt; relative to data.root, kept as written",
     )
     connector: Literal["python-stdlib:code", "python-stdlib:prose"] | None = Field(
-        None,
+        default=None,
         description="text that is made where the run happens: modules or docstrings of the Python standard library",
     )
     weight: float | None = Field(
-        None,
+        default=None,
         gt=0,
         le=1e9,
         description="share of the training tokens (any scale); absent on all sources: in proportion to their tokens",
@@ -108,42 +121,46 @@ class DataSpec(_Section):
     """What it is trained on."""
 
     root: str | None = Field(
-        None, min_length=1, description="folder that relative paths start from; absent: where the run is started"
+        default=None,
+        min_length=1,
+        description="folder that relative paths start from; absent: where the run is started",
     )
     sources: Annotated[tuple[SourceSpec, ...], Field(strict=False, min_length=1)] = Field(
         description="where the text comes from"
     )
     tokens: Tokens | None = Field(
-        None, description="tokens to train on (count), such as 1.4T; absent: chosen from the size or the budget"
+        default=None, description="tokens to train on (count), such as 1.4T; absent: chosen from the size or the budget"
     )
     validation: HeldOut | None = Field(
-        None, description="part held out for validation (fraction of the groups of documents)"
+        default=None, description="part held out for validation (fraction of the groups of documents)"
     )
     test: HeldOut | None = Field(
-        None, description="part held out for the final test (fraction of the groups of documents)"
+        default=None, description="part held out for the final test (fraction of the groups of documents)"
     )
 
 
 class TrainingSpec(_Section):
     """How the optimizer goes; what is absent comes from published laws and customs."""
 
-    global_batch: Batch | None = Field(None, description='a step, as "4M tokens" or "512 sequences"')
-    learning_rate: float | None = Field(None, gt=0, le=10, description="peak learning rate (per step)")
-    min_learning_rate: float | None = Field(None, ge=0, le=10, description="learning rate at the end (per step)")
+    global_batch: Batch | None = Field(default=None, description='a step, as "4M tokens" or "512 sequences"')
+    learning_rate: float | None = Field(default=None, gt=0, le=10, description="peak learning rate (per step)")
+    min_learning_rate: float | None = Field(
+        default=None, ge=0, le=10, description="learning rate at the end (per step)"
+    )
     schedule: Literal["cosine", "constant"] | None = Field(
-        None, description="course of the learning rate after warm-up"
+        default=None, description="course of the learning rate after warm-up"
     )
-    warmup: Warmup | None = Field(None, description='linear warm-up, as "2000 steps" or "3%" of the steps')
+    warmup: Warmup | None = Field(default=None, description='linear warm-up, as "2000 steps" or "3%" of the steps')
     weight_decay: float | None = Field(
-        None, ge=0, le=10, description="decoupled weight decay of AdamW (per step, times the learning rate)"
+        default=None, ge=0, le=10, description="decoupled weight decay of AdamW (per step, times the learning rate)"
     )
-    beta1: float | None = Field(None, ge=0, lt=1, description="decay of Adam's first moment (per step)")
-    beta2: float | None = Field(None, ge=0, lt=1, description="decay of Adam's second moment (per step)")
-    epsilon: float | None = Field(None, gt=0, le=1, description="Adam's epsilon (in units of the gradient)")
+    beta1: float | None = Field(default=None, ge=0, lt=1, description="decay of Adam's first moment (per step)")
+    beta2: float | None = Field(default=None, ge=0, lt=1, description="decay of Adam's second moment (per step)")
+    epsilon: float | None = Field(default=None, gt=0, le=1, description="Adam's epsilon (in units of the gradient)")
     clip_grad: float | None = Field(
-        None, gt=0, le=1e6, description="largest global norm of the gradient (in units of the gradient)"
+        default=None, gt=0, le=1e6, description="largest global norm of the gradient (in units of the gradient)"
     )
-    init_std: float | None = Field(None, gt=0, le=10, description="standard deviation of the initial weights")
+    init_std: float | None = Field(default=None, gt=0, le=10, description="standard deviation of the initial weights")
 
 
 class ComputeSpec(_Section):
@@ -153,28 +170,33 @@ class ComputeSpec(_Section):
     nodes: int = Field(ge=1, le=100_000, description="machines (count)")
     devices_per_node: int = Field(ge=1, le=1024, description="devices a machine (count); on cpu: processes")
     budget: Budget | None = Field(
-        None, description='what may be spent: "21 days" on all devices, "$2M", "6e23 FLOPs" or "500k device-hours"'
+        default=None,
+        description='what may be spent: "21 days" on all devices, "$2M", "6e23 FLOPs" or "500k device-hours"',
     )
 
 
 class ClusterSpec(_Section):
     """What is particular to the user's cluster."""
 
-    price: Price | None = Field(None, description='"$2.10/device-hour"; absent: no cost is shown')
+    price: Price | None = Field(default=None, description='"$2.10/device-hour"; absent: no cost is shown')
 
 
 class LayoutSpec(_Section):
     """Pins on how the model is laid out on the devices; what is absent is searched."""
 
-    tensor: int | None = Field(None, ge=1, le=1024, description="tensor-parallel degree (devices)")
-    pipeline: int | None = Field(None, ge=1, le=1024, description="pipeline-parallel degree (devices)")
-    data: int | None = Field(None, ge=1, le=1_000_000, description="data-parallel degree (devices)")
-    micro_batch: int | None = Field(None, ge=1, le=65_536, description="sequences that a device computes at once")
+    tensor: int | None = Field(default=None, ge=1, le=1024, description="tensor-parallel degree (devices)")
+    pipeline: int | None = Field(default=None, ge=1, le=1024, description="pipeline-parallel degree (devices)")
+    data: int | None = Field(default=None, ge=1, le=1_000_000, description="data-parallel degree (devices)")
+    micro_batch: int | None = Field(
+        default=None, ge=1, le=65_536, description="sequences that a device computes at once"
+    )
     recompute: Literal["none", "selective", "full"] | None = Field(
-        None, description="activations computed again in the backward pass: none, core attention, or every layer"
+        default=None,
+        description="activations computed again in the backward pass: none, core attention, or every layer",
     )
     layer_spec: Literal["transformer_engine", "local"] | None = Field(
-        None, description="implementation of the layers; absent: transformer_engine on CUDA devices, local on cpu"
+        default=None,
+        description="implementation of the layers; absent: transformer_engine on CUDA devices, local on cpu",
     )
 
 
@@ -182,10 +204,10 @@ class StageSpec(_Section):
     """One stage instance."""
 
     kind: Literal["ingest", "tokenizer", "tokenize", "pretrain"] | None = Field(
-        None, description="which stage it is; absent: the instance's name"
+        default=None, description="which stage it is; absent: the instance's name"
     )
     baseline: Literal["bigram", "none"] | None = Field(
-        None, description="pretrain: the model that the result is compared with on held-out text"
+        default=None, description="pretrain: the model that the result is compared with on held-out text"
     )
 
 
@@ -193,18 +215,18 @@ class Spec(_Section):
     """A training plan's specification."""
 
     name: Name = Field(description="what bundle, reports and plan call the run")
-    seed: int | None = Field(None, ge=0, le=2**31 - 1, description="seed of every random choice")
+    seed: int | None = Field(default=None, ge=0, le=2**31 - 1, description="seed of every random choice")
     model: ModelSpec = Field(description="what is trained")
     data: DataSpec = Field(description="what it is trained on")
     training: Annotated[TrainingSpec, BeforeValidator(_section_or_empty)] = Field(
-        TrainingSpec(), description="how the optimizer goes"
+        default=TrainingSpec(), description="how the optimizer goes"
     )
     compute: ComputeSpec = Field(description="what it is trained with")
     cluster: Annotated[ClusterSpec, BeforeValidator(_section_or_empty)] = Field(
-        ClusterSpec(), description="what is particular to the cluster"
+        default=ClusterSpec(), description="what is particular to the cluster"
     )
     layout: Annotated[LayoutSpec, BeforeValidator(_section_or_empty)] = Field(
-        LayoutSpec(), description="pins on the layout"
+        default=LayoutSpec(), description="pins on the layout"
     )
     stages: dict[StageName, Annotated[StageSpec, BeforeValidator(_section_or_empty)]] = Field(
         min_length=1, description="stage instances by name; stages that these need and nobody wrote are implied"
