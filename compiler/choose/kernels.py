@@ -1,0 +1,114 @@
+"""What changes memory or time beside the degrees, and how often a run is checked and saved."""
+
+from dataclasses import dataclass
+
+from trainwright.compiler.choose.ledger import Ledger
+from trainwright.compiler.plan import Kernels, Layout, Shape
+
+KEEP_CHECKPOINTS = 3
+SAVE_EVERY_S = 1800.0  # half an hour of work is lost at most when a run is killed
+SHARE_OF_VALIDATION = 0.02  # of the training FLOPs
+VALIDATIONS = 10  # a run, beside the one at the end
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """How often the pretraining run is validated, and on how much."""
+
+    every_steps: int
+    sequences: int  # a source
+
+
+def choose_cadence(steps: int, global_batch: int, num_sources: int) -> Cadence:
+    """About VALIDATIONS validations that cost at most SHARE_OF_VALIDATION of the training together.
+
+    A forward pass is a third of a step's FLOPs (forward + 2 x backward), so v sequences a source and validation satisfy
+    VALIDATIONS x num_sources x v / 3 <= SHARE_OF_VALIDATION x steps x global_batch. v is a power of two from 8 to 1024.
+    """
+    affordable = 3 * SHARE_OF_VALIDATION * steps * global_batch / (VALIDATIONS * num_sources)
+    sequences = 1 << max(3, min(10, int(affordable).bit_length() - 1))
+    return Cadence(every_steps=max(1, round_down(steps / VALIDATIONS)), sequences=sequences)
+
+
+def choose_kernels(
+    ledger: Ledger,
+    *,
+    cuda: bool,
+    layer_spec: str,
+    precision: str,
+    shape: Shape,
+    layout: Layout,
+    steps: int,
+    step_s: float,
+) -> Kernels:
+    """The kernels of a layout. `step_s` (s) only sets how many steps lie between two checkpoints."""
+    engine, bf16, overlap = layer_spec == "transformer_engine", precision == "bf16", cuda and layout.data > 1
+    fused_activation = cuda and shape.activation in ("silu", "gelu") and (shape.gated or shape.linear_bias)
+
+    def note(name: str, value: bool, text: str) -> bool:
+        return ledger.note(f"kernels.{name}", value, "derived", text)
+
+    every = max(1, min(round_down(SAVE_EVERY_S / step_s), round_down(max(1, steps / 5))))
+    return Kernels(
+        layer_spec=ledger.note(
+            "kernels.layer_spec",
+            layer_spec,
+            "default",
+            "Transformer Engine's fused layers on CUDA devices, Megatron-Core's local ones on a CPU",
+            pin="layout.layer_spec",
+        ),
+        params_dtype=ledger.note(
+            "kernels.params_dtype", "bfloat16" if bf16 else "float32", "derived", f"training.precision is {precision}"
+        ),
+        bf16=note("bf16", bf16, f"training.precision is {precision}; bf16 keeps fp32 master weights"),
+        grad_reduce_in_fp32=note(
+            "grad_reduce_in_fp32", True, "sums over many micro-batches and ranks lose bits in bf16"
+        ),
+        overlap_grad_reduce=note("overlap_grad_reduce", overlap, _overlap(cuda, layout.data)),
+        overlap_param_gather=note(
+            "overlap_param_gather", overlap and layout.distributed_optimizer, _overlap(cuda, layout.data)
+        ),
+        bias_activation_fusion=note(
+            "bias_activation_fusion", fused_activation, "a CUDA kernel for gated SiLU, and for GELU with a bias"
+        ),
+        bias_dropout_fusion=note("bias_dropout_fusion", cuda, "a CUDA kernel for bias, dropout and residual"),
+        masked_softmax_fusion=note(
+            "masked_softmax_fusion", False, "flash or scaled-dot-product attention has no softmax of its own to fuse"
+        ),
+        gradient_accumulation_fusion=note(
+            "gradient_accumulation_fusion", False, "its kernel is APEX's, which a plan cannot take for granted"
+        ),
+        apply_rope_fusion=note(
+            "apply_rope_fusion",
+            engine and shape.positions == "rope",
+            "Transformer Engine's kernel for rotary positions",
+        ),
+        checkpoint_every_steps=ledger.note(
+            "kernels.checkpoint_every_steps",
+            every,
+            "derived",
+            f"at most {SAVE_EVERY_S / 60:.0f} minutes of {step_s:.3g} s steps, and at least 5 a run; rounded to 1, 2 or 5",
+        ),
+        checkpoint_keep_last=ledger.note(
+            "kernels.checkpoint_keep_last", KEEP_CHECKPOINTS, "default", "the newest, and two to fall back on"
+        ),
+    )
+
+
+def _overlap(cuda: bool, data: int) -> str:
+    if not cuda:
+        return "gloo on a CPU shares its cores with the computation: nothing to hide behind"
+    return (
+        f"data {data}: communication hides behind the backward and forward pass"
+        if data > 1
+        else "data 1: nothing to reduce"
+    )
+
+
+def round_down(value: float) -> int:
+    """The largest of 1, 2, 5, 10, 20, 50, ... up to `value` (1 below 1): a cadence people recognise, and a small change of an
+    estimate does not move it."""
+    power = 1
+    while power * 10 <= value:
+        power *= 10
+    return next((factor * power for factor in (5, 2) if factor * power <= value), power)
