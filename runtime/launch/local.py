@@ -1,0 +1,178 @@
+"""The local backend: a stage's processes on this machine, their logs, and what is known of their end."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainwright.runtime import errors
+from trainwright.runtime.manifest import Stage
+from trainwright.runtime.reading import read_tail
+from trainwright.runtime.workspace import DATA_ROOT_VARIABLE, WORK_VARIABLE, Workspace
+
+FAILURES_FILE = "failures.json"  # torchrun.py writes it; named again here because that module imports torch
+TAIL_LINES = 20
+POLL_S = 0.2  # how often a running stage is looked at
+GRACE_S = 45.0  # from SIGTERM to SIGKILL; torchrun's agent itself gives its ranks 30 s
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The process to blame. `exit_code` is negative for a signal; `rank` is -1 where torchrun itself failed."""
+
+    rank: int
+    exit_code: int
+
+
+@dataclass(frozen=True)
+class Running:
+    """A stage whose processes have been started. `log_starts`: by log file, where this attempt's part begins."""
+
+    stage: Stage
+    process: subprocess.Popen[bytes]
+    logs: Path
+    log_starts: dict[str, int]
+
+
+def check_port(port: int) -> None:
+    """Raises PortInUse when a process of this machine listens on the TCP port."""
+    # torch's store listens on every address. Dual-stack listeners also block the IPv4 probe, so that one is enough.
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # As torch's store does: connections that linger from an earlier run are no obstacle, a listener is.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("0.0.0.0", port))
+        except (OSError, OverflowError) as error:
+            raise errors.PortInUse(
+                f"port {port} cannot be used ({getattr(error, 'strerror', None) or error}); leave --port out (a free one"
+                f" is picked), give another, or see who holds it: ss -ltnp 'sport = :{port}'"
+            ) from None
+
+
+def launch_stage(bundle: Path, stage: Stage, workspace: Workspace, port: int, header: str) -> Running:
+    """Start the stage's processes. `port` 0: a free one. `header` is the line that begins this attempt in each log.
+
+    Raises PortInUse, and MissingExtra where torch is needed and not installed.
+    """
+    logs = workspace.stage(stage.name).log
+    logs.mkdir(parents=True, exist_ok=True)
+    (logs / FAILURES_FILE).unlink(missing_ok=True)
+    program = str((bundle / stage.program).resolve())
+    child = [sys.executable, "-P", "-m", "trainwright.runtime.launch.child"]  # -P: no module of the current folder
+    if stage.launcher == "torchrun":
+        if importlib.util.find_spec("torch") is None:
+            raise errors.MissingExtra(f"{stage.name}: needs torch; install it with pip install 'trainwright[run]'")
+        if port:
+            check_port(port)
+        agent = [sys.executable, "-P", "-m", "trainwright.runtime.launch.torchrun"]
+        agent += [str(stage.processes_per_node), str(port), str(logs), header, program]
+        command = [*child, str(logs / "torchrun.log"), header, *agent]
+    else:
+        command = [*child, str(logs), header, sys.executable, program]
+    log_starts = {file.name: file.stat().st_size for file in logs.glob("*.log")}
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        env=_environment(stage, workspace),
+        start_new_session=True,  # Ctrl-C reaches the runner alone, which then ends the stage in order
+    )
+    return Running(stage, process, logs, log_starts)
+
+
+def _environment(stage: Stage, workspace: Workspace) -> dict[str, str]:
+    environment = dict(os.environ)
+    environment[WORK_VARIABLE] = str(workspace.work)
+    environment[DATA_ROOT_VARIABLE] = str(workspace.data_root)
+    environment.setdefault("PYTHONUNBUFFERED", "1")  # a log that is up to date when the process is killed
+    # As torchrun does for several processes: each with a thread per core would fight for the cores.
+    threads = 1 if stage.processes_per_node > 1 else num_cores()
+    environment.setdefault("OMP_NUM_THREADS", str(threads))
+    return environment
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def wait_stage(running: Running, each_poll: Callable[[], None]) -> int:
+    """The exit code of the stage's first process (negative: the signal). Calls `each_poll` while it waits."""
+    while True:
+        try:
+            return running.process.wait(timeout=POLL_S)
+        except subprocess.TimeoutExpired:
+            each_poll()
+
+
+def stop_stage(running: Running) -> None:
+    """End the stage's processes: SIGTERM, then SIGKILL after GRACE_S or at another Ctrl-C."""
+    group = running.process.pid
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+            running.process.wait(timeout=GRACE_S)
+        os.killpg(group, signal.SIGKILL)  # what ignored it; the ranks, groups of their own, die with the agent
+    running.process.wait()
+
+
+def find_failure(running: Running, exit_code: int) -> Failure:
+    """Which process to blame for a non-zero `exit_code`.
+
+    When one rank ends, its peers fail because of it, within the agent's polling interval: a signal from outside explains more
+    than an exit code, a message of the runtime's own more than a traceback, and SIGTERM is what the agent sent.
+    """
+    if running.stage.launcher != "torchrun":
+        return Failure(0, exit_code)
+    try:
+        failures = [Failure(**item) for item in json.loads((running.logs / FAILURES_FILE).read_text(encoding="utf-8"))]
+    except (OSError, ValueError):
+        return Failure(-1, exit_code)
+
+    def order(failure: Failure) -> int:
+        if failure.exit_code < 0:
+            return 3 if failure.exit_code == -signal.SIGTERM else 0
+        return 1 if failure.exit_code in _OWN_ERRORS else 2
+
+    return min(failures, key=order)
+
+
+_OWN_ERRORS = {kind.exit_code: kind for kind in errors.RunError.__subclasses__()}
+
+
+def stage_error(running: Running, failure: Failure) -> errors.RunError:
+    """The error to raise for `failure`: what ended, how, and the last lines of its log."""
+    name = running.stage.name
+    log = running.logs / ("torchrun.log" if failure.rank < 0 else f"rank-{failure.rank}.log")
+    lines = [line for line in read_tail(log, running.log_starts.get(log.name, 0)) if line.strip()]
+    own = _OWN_ERRORS.get(failure.exit_code)
+    said = [index for index, line in enumerate(lines) if line.startswith("error: ")]
+    if own and said:
+        message = [lines[said[-1]].removeprefix("error: ")]
+        for line in lines[said[-1] + 1 :]:
+            if not line.startswith(" "):
+                break
+            message.append(line)
+        return own("\n".join([f"{name}: {message[0]}", *message[1:], f"  log: {log}"]))
+    what = f"{name}: {blame(running.stage, failure)}"
+    tail = "\n".join(f"  | {line}" for line in lines[-TAIL_LINES:])
+    kind = errors.RankKilled if failure.exit_code < 0 else errors.StageFailed
+    return kind(f"{what}; its log ends so:\n{tail}\n  log: {log}" if tail else f"{what}; its log is empty: {log}")
+
+
+def blame(stage: Stage, failure: Failure) -> str:
+    """How the process ended, in a few words."""
+    who = "torchrun" if failure.rank < 0 else f"rank {failure.rank} of {stage.processes_per_node}"
+    if failure.exit_code >= 0:
+        return f"{who} ended with exit code {failure.exit_code}"
+    with contextlib.suppress(ValueError):
+        name = signal.Signals(-failure.exit_code).name
+        hint = " (often the out-of-memory killer: see dmesg)" if name == "SIGKILL" else ""
+        return f"{who} was killed by {name}{hint}"
+    return f"{who} was killed by signal {-failure.exit_code}"
