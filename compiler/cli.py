@@ -1,0 +1,285 @@
+"""The `trainwright` command: parse arguments, call the pipeline, print. `--help` imports neither numpy nor pydantic nor jinja2.
+
+A user's mistake ends as `error: ...` on stderr with the exit code of its class; a traceback is a defect of trainwright.
+"""
+
+import contextlib
+import difflib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from importlib import metadata, resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trainwright.compiler.errors import CompileError, FileError, IllegalPlanError, UsageError
+
+if TYPE_CHECKING:
+    from trainwright.compiler.plan import Plan
+    from trainwright.compiler.resolve import ResolvedSpec
+
+app = typer.Typer(
+    name="trainwright",
+    help="Compile a training spec into planned, runnable Megatron-Core programs, and run them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="The spec, a YAML file.", show_default=False)]
+BundleFolder = Annotated[
+    Path, typer.Argument(metavar="BUNDLE", help="The folder that `compile` wrote.", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="PATH=VALUE",
+        help="Replace a value of the spec, e.g. layout.tensor=2; repeatable.",
+        show_default=False,
+    ),
+]
+WorkFolder = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Where the run keeps its files (default: BUNDLE/work).", show_default=False),
+]
+
+
+def main() -> None:
+    """Entry point of the installed command."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot spell a character of the user's spec is no reason to fail.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        app()
+    except CompileError as error:
+        _fail(str(error), error.exit_code)
+
+
+def _fail(message: str, exit_code: int) -> None:
+    first, *rest = ("".join(c if c.isprintable() else repr(c)[1:-1] for c in line) for line in message.split("\n"))
+    print(f"error: {first}", *rest, sep="\n       ", file=sys.stderr)
+    sys.exit(exit_code)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"trainwright {metadata.version('trainwright')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Compile a training spec into planned, runnable Megatron-Core programs, and run them."""
+
+
+@app.command()
+def init(
+    path: Annotated[
+        Path | None,
+        typer.Argument(metavar="PATH", help="The new spec (default: <preset>.yaml here).", show_default=False),
+    ] = None,
+    preset: Annotated[str, typer.Option(metavar="NAME", help="tiny, one_node or many_nodes.")] = "tiny",
+) -> None:
+    """Write a starter spec, and the schema for editors."""
+    from trainwright.compiler.schema import SCHEMA_FILE, spec_schema
+
+    presets = {
+        Path(entry.name).stem: entry
+        for entry in resources.files("trainwright.specs").iterdir()
+        if entry.name.endswith(".yaml")
+    }
+    if preset not in presets:
+        near = difflib.get_close_matches(preset, presets, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(presets))}"
+        raise UsageError(f"--preset {preset}: there is no such preset; {hint}")
+    target = path or Path(f"{preset}.yaml")
+    if target.is_dir():
+        target /= f"{preset}.yaml"
+    text = f"# yaml-language-server: $schema={SCHEMA_FILE}\n{presets[preset].read_text(encoding='utf-8')}"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("x", encoding="utf-8") as file:
+            file.write(text)
+        (target.parent / SCHEMA_FILE).write_text(json.dumps(spec_schema(), indent=2) + "\n", encoding="utf-8")
+    except FileExistsError as error:
+        raise FileError(f"{target}: exists already, and is left as it is; name another file") from error
+    except OSError as error:
+        raise FileError(f"{target}: cannot be written: {error.strerror or error}") from error
+    print(f"wrote {target} and {target.parent / SCHEMA_FILE}\nnext:  trainwright plan {target}")
+
+
+@app.command()
+def check(spec: SpecFile, overrides: Overrides = None) -> None:
+    """Check that a spec has a legal plan that fits.
+
+    Data files that are not there are a warning only: a plan for a cluster may be made on a laptop.
+    """
+    resolved, plan = _plan(spec, overrides)
+    for warning in (*plan.estimates.warnings, *_missing_data(resolved)):
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"{spec}: ok; `trainwright plan {spec}` shows what it becomes")
+
+
+@app.command(name="plan")
+def show_plan(
+    spec: SpecFile,
+    as_json: Annotated[bool, typer.Option("--json", help="Print plan.json instead of the table.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Show what is trained, how, where, at what cost."""
+    from trainwright.compiler.explain import show, summary
+    from trainwright.compiler.plan import write_plan
+
+    _, plan = _plan(spec, overrides)
+    if as_json:
+        print(write_plan(plan), end="")
+    else:
+        show(summary(plan), sys.stdout)
+
+
+@app.command()
+def explain(
+    spec: SpecFile,
+    field: Annotated[
+        str,
+        typer.Argument(metavar="FIELD", help="A leaf or part of the plan, e.g. layout or training.learning_rate."),
+    ] = "",
+    overrides: Overrides = None,
+) -> None:
+    """Say why each value of the plan is what it is."""
+    from trainwright.compiler.explain import explain_all, explain_field, show
+
+    _, plan = _plan(spec, overrides)
+    show(explain_field(plan, field) if field else explain_all(plan), sys.stdout)
+
+
+@app.command(name="compile")
+def compile_spec(
+    spec: SpecFile,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--out", metavar="BUNDLE", help="Folder for the bundle: new, empty, or a bundle.", show_default=False
+        ),
+    ],
+    overrides: Overrides = None,
+) -> None:
+    """Write the bundle: programs, plan, launcher."""
+    from trainwright.compiler.emit import emit_bundle
+    from trainwright.compiler.write import write_bundle
+
+    _, plan = _plan(spec, overrides)
+    bundle = emit_bundle(plan)
+    write_bundle(bundle, out)
+    for warning in plan.estimates.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    stages = [f"{stage.name} (implied)" if stage.implied else stage.name for stage in plan.stages]
+    print(f"wrote {out}: {', '.join(sorted(bundle.files))}\nstages {', '.join(stages)}")
+    print(f"next:  trainwright run {out}")
+
+
+@app.command()
+def run(
+    bundle: BundleFolder,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="STAGE", help="Run just this stage; repeatable.", show_default=False)
+    ] = None,
+    start: Annotated[
+        str,
+        typer.Option(
+            "--from", metavar="STAGE", help="Run this stage and all after it, even if done.", show_default=False
+        ),
+    ] = "",
+    data_root: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Where relative data paths start (default: the spec's data.root).", show_default=False
+        ),
+    ] = None,
+    work: WorkFolder = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Rendezvous port of the processes; 0: a free one.")] = 0,
+) -> None:
+    """Execute a bundle, from where it stands."""
+
+    def verb(runtime: Any) -> int:
+        return int(
+            runtime.run_bundle(bundle, only=tuple(only or ()), start=start, data_root=data_root, work=work, port=port)
+        )
+
+    _execute(verb)
+
+
+@app.command()
+def status(bundle: BundleFolder, work: WorkFolder = None) -> None:
+    """Show the stages of a bundle: done or to do."""
+    _execute(lambda runtime: int(runtime.status_bundle(bundle, work=work)))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a spec."""
+    from trainwright.compiler.schema import spec_schema
+
+    print(json.dumps(spec_schema(), indent=2))
+
+
+def _plan(spec: Path, overrides: list[str] | None) -> tuple["ResolvedSpec", "Plan"]:
+    with _progress("planning"):
+        from trainwright.compiler.check import check_plan
+        from trainwright.compiler.choose import choose_plan
+        from trainwright.compiler.load import load_spec
+        from trainwright.compiler.resolve import resolve_spec
+
+        resolved = resolve_spec(load_spec(spec, tuple(overrides or ())))
+        plan = choose_plan(resolved)
+        violations = check_plan(plan)
+    if violations:
+        raise IllegalPlanError("\n".join(violations))
+    return resolved, plan
+
+
+@contextlib.contextmanager
+def _progress(what: str) -> Iterator[None]:
+    """A spinner while something may take seconds; nothing where nobody watches."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield
+
+
+def _missing_data(resolved: "ResolvedSpec") -> list[str]:
+    """Sources whose path matches no file, from the current folder."""
+    import glob
+
+    root = Path(resolved.data.root)
+    return [
+        f"{resolved.pins[f'data.sources[{index}].path']}: data.sources[{index}].path: no file matches {root / source.path};"
+        " the run needs them, under the current folder or `trainwright run --data-root DIR`"
+        for index, source in enumerate(resolved.data.sources)
+        if source.path and not glob.glob(str(root / source.path), recursive=True)
+    ]
+
+
+def _execute(verb: Callable[[Any], int]) -> None:
+    """Call a verb of the runtime and end with its exit code."""
+    from trainwright.runtime.errors import RunError
+
+    try:
+        from trainwright.runtime import cli as runtime
+
+        code = verb(runtime)
+    except RunError as error:
+        _fail(str(error), error.exit_code)
+    else:
+        raise typer.Exit(code)

@@ -1,0 +1,204 @@
+"""Plan -> text for people: the summary that `plan` prints, and the reasons that `explain` prints."""
+
+import difflib
+import io
+from collections.abc import Iterable, Sequence
+from typing import TextIO
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from trainwright.compiler.errors import UsageError
+from trainwright.compiler.plan import Plan, decided_leaves, leaves
+from trainwright.compiler.units import format_quantity
+
+_FILE_WIDTH = 100_000  # columns: in a file nothing is wrapped or cut
+
+
+def show(renderable: RenderableType, out: TextIO) -> None:
+    """Print to `out`: fitted and coloured on a terminal; plain, whole lines without trailing space elsewhere."""
+    if out.isatty():
+        Console(file=out, highlight=False).print(renderable)
+        return
+    text = io.StringIO()
+    Console(file=text, width=_FILE_WIDTH, color_system=None, highlight=False).print(renderable)
+    out.writelines(line.rstrip() + "\n" for line in text.getvalue().splitlines())
+
+
+def explain_all(plan: Plan) -> RenderableType:
+    """Every decided leaf, with its value, the kind of its reason, and the reason."""
+    rows = [
+        (path, shown(value), plan.reasons[path].kind, plan.reasons[path].text) for path, value in decided_leaves(plan)
+    ]
+    return _table(("leaf", "value", "kind", "why"), rows)
+
+
+def explain_field(plan: Plan, field: str) -> RenderableType:
+    """The leaves at, under, or called `field`, each with its reason in full. Raises UsageError when there is none."""
+    everything = dict(leaves_of(plan))
+    chosen = [path for path in everything if path == field or path.startswith((f"{field}.", f"{field}["))]
+    chosen = chosen or [path for path in everything if path.rpartition(".")[2] == field]
+    if not chosen:
+        known = sorted({*everything, *(path.rpartition(".")[2] for path in everything), *_sections(everything)})
+        near = difflib.get_close_matches(field, known, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"its parts are {', '.join(_parts(everything))}"
+        raise UsageError(f"explain {field}: the plan has no such leaf; {hint}")
+    parts: list[RenderableType] = []
+    for path in chosen:
+        reason = plan.reasons.get(path)
+        kind, text = (
+            (reason.kind, reason.text) if reason is not None else ("estimate", "computed from the decided leaves")
+        )
+        parts += [
+            Text(f"{path} = {shown(everything[path])}  ({kind})", style="bold"),
+            Padding(Text(text), (0, 0, 0, 4)),
+        ]
+    return Group(*parts)
+
+
+def leaves_of(plan: Plan) -> Iterable[tuple[str, object]]:
+    """The decided leaves, then the estimates."""
+    yield from decided_leaves(plan)
+    yield from leaves(plan.estimates, "estimates")
+
+
+def _sections(paths: Iterable[str]) -> set[str]:
+    return {path[:end] for path in paths for end, mark in enumerate(path) if mark in ".["}
+
+
+def _parts(paths: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(path.partition(".")[0].partition("[")[0] for path in paths))
+
+
+def shown(value: object) -> str:
+    """A leaf's value on one line."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 100_000 else str(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, tuple):
+        return ", ".join(shown(item) for item in value) or "none"
+    return str(value) or "-"
+
+
+def summary(plan: Plan) -> RenderableType:
+    """What is trained, how, where, what it is expected to take, the stages, warnings and alternatives."""
+    parts: list[RenderableType] = [
+        Text(f"{plan.name}  (run {plan.run_id})", style="bold"),
+        _table(("", ""), {**_trained(plan), **_laid_out(plan), **_expected(plan)}.items(), header=False),
+        Text(""),
+        _stages(plan),
+    ]
+    if plan.estimates.alternatives:
+        parts += [Text(""), _alternatives(plan)]
+    if plan.estimates.warnings:
+        parts += [Text(""), *(Text(f"warning: {warning}", style="yellow") for warning in plan.estimates.warnings)]
+    parts += [Text(""), Text(f"`trainwright explain` says why, for each of {len(plan.reasons)} values")]
+    return Group(*parts)
+
+
+def _trained(plan: Plan) -> dict[str, str]:
+    shape, data, training, estimates = plan.shape, plan.data, plan.training, plan.estimates
+    active = f" ({_count(estimates.active_parameters)} active)" if shape.num_experts else ""
+    weighted = data.mixture == "weighted"
+    sources = ", ".join(
+        f"{source.name} {format_quantity('fraction', source.weight)}" if weighted else source.name
+        for source in data.sources
+    )
+    lines = {
+        "model": f"{shape.family}, {_count(estimates.parameters)} parameters{active}: {shape.num_layers} layers of"
+        f" {shape.hidden_size}, ffn {shape.ffn_hidden_size}, {shape.num_attention_heads} heads of {shape.head_dim}"
+        f" ({shape.num_query_groups} key-value), vocabulary {shape.vocab_size}",
+        "data": f"{format_quantity('tokens', data.budget_tokens)} of {sources}"
+        f"{'' if weighted else ', in proportion to their tokens'}",
+        "training": f"{training.steps:,} steps x {training.global_batch:,} sequences x {training.context_length} tokens"
+        f" ({format_quantity('tokens', training.tokens_per_step)} a step), {training.precision}, {training.optimizer}",
+        "learning rate": f"{training.learning_rate:g}, {training.schedule} to {training.min_learning_rate:g},"
+        f" warm-up {training.warmup_steps:,} steps",
+    }
+    if estimates.predicted_loss:
+        lines["loss"] = f"{estimates.predicted_loss:.3f} nats a token, predicted by {estimates.law}"
+    return lines
+
+
+def _laid_out(plan: Plan) -> dict[str, str]:
+    layout, cluster = plan.layout, plan.cluster
+    extras = [
+        f"recompute {layout.recompute}",
+        *(["sequence parallel"] if layout.sequence_parallel else []),
+        *(["distributed optimizer"] if layout.distributed_optimizer else []),
+        plan.kernels.layer_spec,
+    ]
+    nodes = f"{cluster.nodes} node{'s' if cluster.nodes > 1 else ''}"
+    return {
+        "devices": f"{nodes} x {cluster.devices_per_node} x {cluster.device}",
+        "layout": f"tensor {layout.tensor} x pipeline {layout.pipeline} x data {layout.data}, micro-batch"
+        f" {layout.micro_batch} x {layout.micro_batches} a step; {', '.join(extras)}",
+    }
+
+
+def _expected(plan: Plan) -> dict[str, str]:
+    estimates, memory = plan.estimates, plan.estimates.memory
+    cost = f", {format_quantity('money', estimates.cost_usd)}" if estimates.cost_usd else ""
+    shares = ("parameters", "gradients", "optimizer", "activations", "logits", "overhead")
+    return {
+        "step": f"{_seconds(estimates.step_s)} ({_seconds(estimates.step_s_low)} to {_seconds(estimates.step_s_high)}),"
+        f" {estimates.tokens_per_s_per_device:,.0f} tokens/s a device, {estimates.mfu:.1%} of peak",
+        "memory": f"{_gib(memory.total)} of {_gib(memory.capacity)} a device: "
+        + ", ".join(f"{share} {_gib(getattr(memory, share))}" for share in shares),
+        "in all": f"{format_quantity('time', estimates.train_s)}, "
+        f"{format_quantity('device_hours', estimates.device_hours)}{cost},"
+        f" {estimates.model_flops_per_step * plan.training.steps:.3g} FLOPs",
+    }
+
+
+def _stages(plan: Plan) -> RenderableType:
+    rows = [
+        (
+            stage.name,
+            stage.kind if stage.kind != stage.name else "",
+            "implied" if stage.implied else "written",
+            ", ".join(stage.needs),
+        )
+        for stage in plan.stages
+    ]
+    return _table(("stage", "kind", "in the spec", "reads"), rows)
+
+
+def _alternatives(plan: Plan) -> RenderableType:
+    rows = [
+        (
+            *(str(degree) for degree in (other.tensor, other.pipeline, other.data, other.micro_batch)),
+            other.recompute,
+            _seconds(other.step_s),
+            _gib(other.memory_bytes),
+        )
+        for other in plan.estimates.alternatives
+    ]
+    return _table(("or: tensor", "pipeline", "data", "micro-batch", "recompute", "step", "memory"), rows)
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], header: bool = True) -> Table:
+    table = Table(box=None, show_header=header, pad_edge=False, padding=(0, 2, 0, 0))
+    for index, column in enumerate(columns):
+        # The last column is the one to wrap when a terminal is narrow.
+        table.add_column(Text(column), overflow="fold", no_wrap=index < len(columns) - 1)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _count(number: int) -> str:
+    return format_quantity("parameters", number)
+
+
+def _gib(amount: int) -> str:
+    return f"{amount / 2**30:.2f} GiB"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.3g} s"
