@@ -232,13 +232,14 @@ def schema() -> None:
 
 
 def _plan(spec: Path, overrides: list[str] | None) -> tuple["ResolvedSpec", "Plan"]:
+    from trainwright.compiler.load import load_spec
+    from trainwright.compiler.resolve import resolve_spec
+
+    resolved = resolve_spec(load_spec(spec, tuple(overrides or ())))
     with _progress("planning"):
         from trainwright.compiler.check import check_plan
         from trainwright.compiler.choose import choose_plan
-        from trainwright.compiler.load import load_spec
-        from trainwright.compiler.resolve import resolve_spec
 
-        resolved = resolve_spec(load_spec(spec, tuple(overrides or ())))
         plan = choose_plan(resolved)
         violations = check_plan(plan)
     if violations:

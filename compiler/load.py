@@ -39,9 +39,9 @@ class _Problem:
     text: str
 
     @property
-    def order(self) -> tuple[str, int, str]:
+    def order(self) -> tuple[str, int]:
         file, _, line = self.place.rpartition(":")
-        return (file, int(line), self.text) if line.isdecimal() else (self.place, 0, self.text)
+        return (file, int(line)) if line.isdecimal() else (self.place, 0)
 
 
 def _problem(raw: Mapping[str, Any], document: Document) -> _Problem:
@@ -122,7 +122,7 @@ def _suggestion(parts: tuple[str | int, ...]) -> str:
     *around, wrong = parts
     model = _model_at(tuple(around))
     names = list(model.model_fields) if model is not None else []
-    near = difflib.get_close_matches(str(wrong), names, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(str(wrong), names, n=1, cutoff=0.65)
     if near:
         return f"; did you mean {near[0]}?"
     elsewhere = [path for path in _paths(Spec, "") if path.rpartition(".")[2] == wrong]
