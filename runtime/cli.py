@@ -1,6 +1,6 @@
 """The verbs that execute a bundle, as plain functions: they print, return an exit code and raise RunError.
 
-`trainwright run` and `python -m trainwright.runtime run` are both made of these, and print a RunError as `error: ...`. Nothing here imports torch.
+`trainwright run` and `python -m trainwright.runtime run` are made of these and print a RunError as `error: ...`. No torch here.
 """
 
 import contextlib

@@ -26,10 +26,11 @@ def main() -> None:
         nproc_per_node=int(processes),
         run_id="trainwright",
         max_restarts=0,
-        # Port 0: the kernel picks a free one as the store binds it, so that nobody can take it in between.
-        rdzv_backend="c10d",
+        # "static" makes the port MASTER_PORT. Port 0: with "c10d" the kernel picks a free one as the agent's store binds it,
+        # so that nobody can take it in between.
+        rdzv_backend="c10d" if port == "0" else "static",
         rdzv_endpoint=f"127.0.0.1:{port}",
-        rdzv_configs={"is_host": True},
+        rdzv_configs={"is_host": True} if port == "0" else {"rank": 0},
         local_addr="127.0.0.1",  # a container's host name may resolve to nothing
         start_method="spawn",
         logs_specs=DefaultLogsSpecs(log_dir=os.devnull),  # child.py writes the logs

@@ -1,0 +1,539 @@
+"""The runner, with real bundles of small programs and real processes (torchrun's agent imports torch: 2 to 4 s each time)."""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainwright.runtime import manifest as contract
+
+# Appends what it saw to `trace`, so that a test knows which programs were executed, in which order and environment.
+PRELUDE = '''"""A program of the test."""
+import json, os, signal, sys, time
+from pathlib import Path
+
+NAME = {name!r}
+WORK = Path(os.environ["TRAINWRIGHT_WORK"])
+OUTPUT = WORK / NAME / "output"
+RANK = int(os.environ.get("RANK", "0"))
+
+
+def leave(text, **figures):
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    (OUTPUT / "result.txt").write_text(text)
+    (OUTPUT / "summary.json").write_text(json.dumps({{"key_figure": text, **figures}}))
+
+
+with (WORK / "trace").open("a") as trace:
+    seen = {{key: os.environ.get(key) for key in ("TRAINWRIGHT_DATA_ROOT", "OMP_NUM_THREADS", "WORLD_SIZE", "MASTER_PORT")}}
+    trace.write(json.dumps({{"name": NAME, "rank": RANK, "pid": os.getpid(), **seen}}) + "\\n")
+'''
+LEAVE = 'if RANK == 0:\n    leave("42 documents")\n'
+COPY_INPUT = (
+    'root = Path(os.environ["TRAINWRIGHT_DATA_ROOT"])\n'
+    'leave("|".join(path.read_text() for path in sorted(root.glob("corpus/*.txt"))))\n'
+)
+SLEEP = 'print("before the sleep", flush=True)\nPath(WORK / f"asleep-{RANK}").touch()\ntime.sleep(120)\n'
+SLEEP_ONCE = (
+    f'if not (WORK / f"asleep-{{RANK}}").exists():\n    {SLEEP.strip().replace(chr(10), chr(10) + "    ")}\n{LEAVE}'
+)
+
+
+@dataclass
+class Made:
+    """A bundle that the test wrote, and how to run it."""
+
+    path: Path
+    stages: list[contract.Stage] = field(default_factory=list)
+
+    def add(
+        self, name: str, body: str, needs: tuple[str, ...] = (), inputs: tuple[str, ...] = (), ranks: int = 0
+    ) -> None:
+        """`ranks` 0: launched as one python process; else by torchrun."""
+        program = f"{len(self.stages) + 1:02}_{name}.py"
+        source = PRELUDE.format(name=name) + body
+        (self.path / program).write_text(source)
+        self.stages.append(
+            contract.Stage(
+                name=name,
+                kind=name,
+                program=program,
+                program_id=contract.program_identity(source),
+                launcher="torchrun" if ranks else "python",
+                nodes=1,
+                processes_per_node=ranks or 1,
+                needs=needs,
+                inputs=inputs,
+                outputs=("output",),
+                implied=False,
+            )
+        )
+        self.seal()
+
+    def seal(self, **changes: Any) -> None:
+        """Write the manifest, as `compile` does."""
+        files = {path.name: contract.file_hash(path.read_bytes()) for path in self.path.glob("*.py")}
+        fields = {
+            "schema_version": contract.SCHEMA_VERSION,
+            "name": "made",
+            "run_id": "0123abcd",
+            "data_root": str(self.path.parent),
+            "stages": tuple(self.stages),
+            "files": files,
+        }
+        text = contract.write_manifest(contract.Manifest(**{**fields, **changes}))
+        (self.path / contract.MANIFEST_FILE).write_text(text)
+
+    def program(self, name: str) -> Path:
+        return self.path / next(stage.program for stage in self.stages if stage.name == name)
+
+    def edit(self, name: str, old: str, new: str) -> None:
+        text = self.program(name).read_text()
+        before, found, after = text.rpartition(old)  # the last one: the body stands behind the prelude
+        assert found
+        self.program(name).write_text(before + new + after)
+
+    def command(self, *arguments: str, verb: str = "run") -> list[str]:
+        return [sys.executable, "-m", "trainwright.runtime", verb, str(self.path), *arguments]
+
+    def run(self, *arguments: str, code: int = 0, verb: str = "run", **environment: str) -> "Said":
+        done = subprocess.run(
+            self.command(*arguments, verb=verb),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            env={**os.environ, **environment},
+        )
+        assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert not re.search(
+            "^Traceback", done.stderr, re.MULTILINE
+        )  # a program's own stands indented, as its log's end
+        assert "\x1b" not in done.stdout, "not a terminal: plain text"
+        return Said(done.stdout, done.stderr)
+
+    def trace(self) -> list[dict[str, Any]]:
+        """What the programs wrote since the last call."""
+        file = self.path / "work" / "trace"
+        rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        file.unlink(missing_ok=True)
+        return rows
+
+    def ran(self) -> list[str]:
+        return [row["name"] for row in self.trace() if row["rank"] == 0]
+
+    def state(self, name: str) -> dict[str, Any]:
+        state: dict[str, Any] = json.loads((self.path / "work" / "state.json").read_text())["stages"][name]
+        return state
+
+
+@dataclass
+class Said:
+    out: str
+    err: str
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Made:
+    path = tmp_path / "bundle"
+    path.mkdir()
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.txt").write_text("first")
+    return Made(path)
+
+
+@pytest.fixture
+def chain(bundle: Made) -> Made:
+    """read -> count -> close: three stages of one process each."""
+    bundle.add("read", COPY_INPUT, inputs=("corpus/*.txt",))
+    bundle.add("count", 'leave(str(len((WORK / "read/output/result.txt").read_text())))\n', needs=("read",))
+    bundle.add("close", LEAVE, needs=("count",))
+    return bundle
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, "waited in vain"
+        time.sleep(0.05)
+
+
+def asleep(made: Made, ranks: int) -> bool:
+    """Whether all of the stage's processes have come to SLEEP."""
+    return all((made.path / "work" / f"asleep-{rank}").exists() for rank in range(ranks))
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def started(made: Made, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
+    """A run in the background; killed at the end if it is still there."""
+    process = subprocess.Popen(
+        made.command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def test_stages_run_in_order_with_their_environment(chain: Made) -> None:
+    said = chain.run(OMP_NUM_THREADS="")
+    rows = chain.trace()
+    assert [row["name"] for row in rows] == ["read", "count", "close"]
+    assert {row["TRAINWRIGHT_DATA_ROOT"] for row in rows} == {str(chain.path.parent)}
+    table = said.out[said.out.index("\nstage ") :]
+    assert re.search(r"^close +done +\d+\.\d s +42 documents$", table, re.MULTILINE)
+    assert f"report: {chain.path}/work/report.html" in said.out
+    assert (chain.path / "work" / "report.html").exists()
+    assert chain.state("count") | {"started": "", "ended": "", "duration_s": 0} == {
+        "state": "done",
+        "attempts": 1,
+        "exit_code": 0,
+        "program_id": chain.stages[1].program_id,
+        "inputs": {"stage:read": chain.state("read")["output_id"]},
+        "output_id": chain.state("count")["output_id"],
+        "started": "",
+        "ended": "",
+        "duration_s": 0,
+        "note": "",
+    }
+
+
+def test_threads_are_set_unless_the_user_did(bundle: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle.add("one", LEAVE)
+    bundle.add("two", LEAVE, ranks=2)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    bundle.run()
+    rows = bundle.trace()
+    cores = str(len(os.sched_getaffinity(0)))
+    assert [(row["name"], row["OMP_NUM_THREADS"]) for row in rows] == [("one", cores), ("two", "1"), ("two", "1")]
+    bundle.run("--from", "one", "--only", "one", OMP_NUM_THREADS="3")
+    assert [row["OMP_NUM_THREADS"] for row in bundle.trace()] == ["3"]
+
+
+def test_torchrun_gives_each_rank_a_log_and_keeps_earlier_attempts(bundle: Made) -> None:
+    bundle.add("world", 'print("from", RANK)\nprint("to stderr", RANK, file=sys.stderr)\n' + LEAVE, ranks=2)
+    bundle.run()
+    rows = bundle.trace()
+    assert sorted((row["rank"], row["WORLD_SIZE"]) for row in rows) == [(0, "2"), (1, "2")]
+    assert len({row["MASTER_PORT"] for row in rows}) == 1
+    bundle.run("--from", "world")
+    for rank in (0, 1):
+        lines = (bundle.path / "work" / "world" / "log" / f"rank-{rank}.log").read_text().splitlines()
+        assert [line.split(",")[0] for line in lines] == [
+            "=== world: attempt 1",
+            f"from {rank}",
+            f"to stderr {rank}",
+            "=== world: attempt 2",
+            f"from {rank}",
+            f"to stderr {rank}",
+        ]
+
+
+def test_an_unchanged_bundle_runs_nothing_again(chain: Made) -> None:
+    chain.run()
+    assert chain.ran() == ["read", "count", "close"]
+    said = chain.run()
+    assert chain.ran() == []
+    assert said.out.count("unchanged, done at") == 3
+    assert "every stage is done" in chain.run(verb="status").out
+
+
+def test_a_changed_program_runs_again_and_what_follows_only_if_its_output_changed(chain: Made) -> None:
+    chain.run()
+    chain.trace()
+    chain.edit("count", "leave(str(len(", "leave(str(2 * len(")
+    assert (
+        "count: would run: its program changed\nclose: would run if the output of count" in chain.run(verb="status").out
+    )
+    said = chain.run()
+    assert "edited by hand: 02_count.py" in said.out
+    assert "count: runs again: its program changed" in said.out
+    assert "close: runs again: the output of count changed" in said.out
+    assert chain.ran() == ["count", "close"]
+    chain.edit("count", "leave(", "same = 1\nleave(")
+    chain.run()
+    assert chain.ran() == ["count"], "the same output: nothing follows"
+
+
+def test_what_a_done_stage_left_is_kept_when_it_runs_again(chain: Made) -> None:
+    chain.run()
+    (chain.path / "work" / "count" / "checkpoints").mkdir()
+    chain.edit("count", "leave(str(", 'assert not (WORK / "count/checkpoints").exists()\nleave("n" + str(')
+    chain.run()
+    assert (chain.path / "work/count/previous-1/output/result.txt").read_text() == "5"
+    assert (chain.path / "work/count/previous-1/checkpoints").is_dir()
+    assert (chain.path / "work/count/output/result.txt").read_text() == "n5"
+
+
+def test_an_edit_of_a_docstring_is_said_and_runs_nothing(chain: Made) -> None:
+    chain.run()
+    chain.trace()
+    chain.edit("read", '"""A program of the test."""', '"""Expected: 3 s."""')
+    assert "edited by hand: 01_read.py" in chain.run().out
+    assert chain.ran() == []
+
+
+def test_a_changed_input_file_runs_the_stage_that_reads_it(chain: Made) -> None:
+    chain.run()
+    chain.trace()
+    corpus = chain.path.parent / "corpus"
+    os.utime(corpus / "a.txt", (1, 1))
+    chain.run()
+    assert chain.ran() == [], "touched, not changed"
+    (corpus / "b.txt").write_text("!")
+    said = chain.run()
+    assert "read: runs again: corpus/*.txt changed" in said.out
+    assert chain.ran() == ["read", "count", "close"]
+
+
+def test_a_file_changed_within_the_clock_tick_is_seen(chain: Made) -> None:
+    """Same size, same modification time: while a file is recent (here: always), its content is read again."""
+    file = chain.path.parent / "corpus" / "a.txt"
+    stamp = (time.time_ns() // 10**9 + 3600) * 10**9
+    os.utime(file, ns=(stamp, stamp))
+    chain.run()
+    file.write_text("FIRST")
+    os.utime(file, ns=(stamp, stamp))
+    chain.trace()
+    chain.run()
+    assert chain.ran()[:1] == ["read"]
+
+
+@pytest.mark.parametrize(
+    ("path", "why"), [("result.txt", "its output changed"), ("summary.json", "summary.json is gone")]
+)
+def test_a_deleted_output_runs_its_stage_again(chain: Made, path: str, why: str) -> None:
+    chain.run()
+    chain.trace()
+    (chain.path / "work" / "count" / "output" / path).unlink()
+    assert why in chain.run().out
+    assert chain.ran() == ["count"]
+
+
+def test_only_and_from(chain: Made) -> None:
+    said = chain.run("--only", "count", code=21)
+    assert "count: needs stage read, which is not done (it is pending); run that first: --only read" in said.err
+    chain.run("--only", "read")
+    chain.run("--only", "count")
+    assert chain.ran() == ["read", "count"]
+    said = chain.run("--from", "count")
+    assert "count: runs again: --from count" in said.out
+    assert chain.ran() == ["count", "close"]
+
+
+def test_an_unknown_stage_name_suggests_the_nearest(chain: Made) -> None:
+    said = chain.run("--only", "cuont", code=20)
+    assert "no stage is called 'cuont'; did you mean count? its stages are read, count, close" in said.err
+    assert not (chain.path / "work").exists()
+
+
+def test_data_root_and_work_are_taken_from_the_command_line(chain: Made, tmp_path: Path) -> None:
+    (tmp_path / "other" / "corpus").mkdir(parents=True)
+    (tmp_path / "other" / "corpus" / "c.txt").write_text("elsewhere")
+    chain.run("--data-root", str(tmp_path / "other"), "--work", str(tmp_path / "w"))
+    assert (tmp_path / "w" / "read" / "output" / "result.txt").read_text() == "elsewhere"
+    assert not (chain.path / "work").exists()
+
+
+def test_missing_data_is_refused_before_anything_starts(chain: Made) -> None:
+    (chain.path.parent / "corpus" / "a.txt").unlink()
+    said = chain.run(code=21)
+    assert f"error: read: no file matches corpus/*.txt below {chain.path.parent}" in said.err
+    assert chain.ran() == []
+
+
+def test_a_failing_stage_ends_the_run_with_its_log(chain: Made) -> None:
+    chain.edit(
+        "count", "leave(str(", 'print("\\n".join(f"line {n}" for n in range(30)))\nraise ValueError("no")\nleave(str('
+    )
+    said = chain.run(code=22)
+    assert "error: count: rank 0 of 1 ended with exit code 1; its log ends so:" in said.err
+    assert "ValueError: no" in said.err
+    assert "line 29" in said.err
+    assert "line 9\n" not in said.err
+    assert f"log: {chain.path}/work/count/log/rank-0.log" in said.err
+    assert re.search(r"^count +failed ", said.out, re.MULTILINE)
+    assert chain.state("count")["state"] == "failed"
+    assert chain.state("count")["exit_code"] == 1
+    assert chain.state("read")["state"] == "done"
+    chain.trace()
+    chain.edit("count", 'raise ValueError("no")\n', "")
+    said = chain.run()
+    assert "count: goes on: it failed (rank 0 of 1 ended with exit code 1)" in said.out
+    assert chain.ran() == ["count", "close"], "what was finished is not lost"
+
+
+def test_a_stages_own_error_is_passed_on(bundle: Made) -> None:
+    error = 'print("error: step-7 is damaged\\n  delete it", file=sys.stderr)'
+    body = f"if RANK == 1:\n    {error}\n    sys.exit(25)\ntime.sleep(60)\n"
+    bundle.add("world", body, ranks=2)
+    said = bundle.run(code=25)
+    log = bundle.path / "work/world/log/rank-1.log"
+    assert said.err == f"error: world: step-7 is damaged\n  delete it\n  log: {log}\n"
+
+
+def test_a_program_that_leaves_no_result_has_failed(bundle: Made) -> None:
+    bundle.add("empty", 'print("nothing to do")\n')
+    assert "ended without an error, but it left no output" in bundle.run(code=22).err
+
+
+def test_a_killed_rank_is_named(bundle: Made) -> None:
+    """Rank 0 fails because of it, and first in rank order; the killed one is the one to blame."""
+    body = (
+        'if RANK == 1:\n    print("the last words", flush=True)\n    (WORK / "dead").touch()\n'
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        'while not (WORK / "dead").exists():\n    time.sleep(0.01)\nraise ConnectionError("peer is gone")\n'
+    )
+    bundle.add("read", COPY_INPUT, inputs=("corpus/*.txt",))
+    bundle.add("world", body, needs=("read",), ranks=2)
+    said = bundle.run(code=23)
+    assert "error: world: rank 1 of 2 was killed by SIGKILL (often the out-of-memory killer: see dmesg)" in said.err
+    assert "the last words" in said.err
+    assert bundle.state("world")["exit_code"] == -signal.SIGKILL
+    bundle.trace()
+    bundle.program("world").write_text(PRELUDE.format(name="world") + LEAVE)
+    bundle.run()
+    assert bundle.ran() == ["world"]
+
+
+@pytest.mark.parametrize(("number", "ranks"), [(signal.SIGINT, 2), (signal.SIGTERM, 0)])
+def test_an_interrupted_run_ends_its_processes_and_goes_on(bundle: Made, number: signal.Signals, ranks: int) -> None:
+    bundle.add("read", COPY_INPUT, inputs=("corpus/*.txt",))
+    bundle.add("sleeper", SLEEP_ONCE, needs=("read",), ranks=ranks)
+    with started(bundle) as process:
+        wait_for(lambda: asleep(bundle, ranks or 1))
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == ""
+    assert "interrupted; the same command goes on from here" in out
+    assert bundle.state("sleeper")["state"] == "interrupted"
+    assert not any(is_alive(row["pid"]) for row in bundle.trace())
+    assert "sleeper: goes on: it was interrupted" in bundle.run().out
+    assert bundle.ran() == ["sleeper"]
+    assert bundle.state("sleeper")["attempts"] == 2
+
+
+def test_a_killed_runner_leaves_no_process_and_the_next_run_goes_on(bundle: Made) -> None:
+    bundle.add("read", COPY_INPUT, inputs=("corpus/*.txt",))
+    bundle.add("sleeper", SLEEP_ONCE, needs=("read",), ranks=2)
+    with started(bundle) as process:
+        wait_for(lambda: asleep(bundle, 2))
+        assert "a run is executing now" in bundle.run(verb="status").out
+        process.kill()
+        process.wait()
+    pids = [row["pid"] for row in bundle.trace()]
+    wait_for(lambda: not any(is_alive(pid) for pid in pids), seconds=10)
+    assert re.search(r"^sleeper +interrupted ", bundle.run(verb="status").out, re.MULTILINE)
+    said = bundle.run()
+    assert "sleeper: an earlier run was killed while this stage was running" in said.out
+    assert bundle.ran() == ["sleeper"]
+
+
+def test_an_interrupted_stage_whose_input_changed_begins_afresh(bundle: Made) -> None:
+    """It would otherwise resume work on the old input."""
+    bundle.add("read", COPY_INPUT + 'if "second" not in os.environ:\n    sys.exit(3)\n', inputs=("corpus/*.txt",))
+    bundle.run(code=22)
+    assert "read: goes on" in bundle.run(code=22).out
+    assert (bundle.path / "work/read/output").exists()
+    (bundle.path.parent / "corpus" / "a.txt").write_text("another")
+    said = bundle.run(second="1")
+    assert "read: runs again: it failed" in said.out
+    assert (bundle.path / "work/read/previous-2/output/result.txt").read_text() == "first"
+
+
+def test_a_port_in_use_is_refused_before_anything_starts(bundle: Made) -> None:
+    bundle.add("one", LEAVE)
+    bundle.add("two", LEAVE, ranks=2)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = bundle.run("--port", str(port), code=24)
+    assert f"error: port {port} cannot be used (Address already in use)" in said.err
+    assert "leave --port out" in said.err
+    assert bundle.ran() == []
+    bundle.run("--port", str(port))
+    assert {row["MASTER_PORT"] for row in bundle.trace() if row["name"] == "two"} == {str(port)}
+
+
+def test_two_runs_of_one_folder_do_not_meet(chain: Made) -> None:
+    (chain.path / "work").mkdir()
+    with (chain.path / "work" / "run.lock").open("w") as lock:
+        lock.write("4711")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "another run is executing there (process 4711)" in chain.run(code=27).err
+    assert chain.ran() == []
+    chain.run()
+
+
+def test_a_manifest_of_another_version_is_refused(chain: Made) -> None:
+    chain.seal(schema_version=99)
+    said = chain.run(code=20)
+    assert "schema version 99; this trainwright reads version 1; compile the bundle again" in said.err
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("manifest.json", None, "so it is not a bundle"),
+        ("manifest.json", "{", "it is not a manifest"),
+        ("02_count.py", None, "the program 02_count.py of stage count is missing"),
+        ("02_count.py", "x = 1\ndef main(:\n", "02_count.py:2: invalid syntax"),
+        ("work/state.json", "{}", "state.json: is damaged"),
+    ],
+)
+def test_a_damaged_bundle_is_refused(chain: Made, name: str, text: str | None, message: str) -> None:
+    (chain.path / "work").mkdir()
+    if text is None:
+        (chain.path / name).unlink()
+    else:
+        (chain.path / name).write_text(text)
+    assert message in chain.run(code=20).err
+    assert chain.ran() == []
+
+
+def test_a_stage_name_cannot_lead_out_of_the_work_folder(bundle: Made) -> None:
+    bundle.add("fine", LEAVE)
+    text = (bundle.path / "manifest.json").read_text().replace('"name": "fine"', '"name": "../fine"')
+    (bundle.path / "manifest.json").write_text(text)
+    assert "stage name '../fine'" in bundle.run(code=20).err
+
+
+def test_a_bundle_for_many_nodes_is_refused(bundle: Made) -> None:
+    bundle.add("one", LEAVE)
+    text = (bundle.path / "manifest.json").read_text().replace('"nodes": 1', '"nodes": 32')
+    (bundle.path / "manifest.json").write_text(text)
+    assert "one: is for 32 nodes of 1 processes; start" in bundle.run(code=28).err
+
+
+def test_text_from_a_model_cannot_steer_the_terminal(bundle: Made) -> None:
+    bundle.add("talk", 'leave("ok \\x1b[2J", sample="a\\x1b]0;b\\x07 [bold]c[/bold]")\n')
+    out = bundle.run().out
+    assert "a\N{REPLACEMENT CHARACTER}]0;b\N{REPLACEMENT CHARACTER} [bold]c[/bold]" in out
+
+
+def test_the_runner_imports_no_torch() -> None:
+    code = "import sys; import trainwright.runtime.__main__; print({'torch', 'plotly'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
