@@ -4,17 +4,16 @@ A user's mistake ends as `error: ...` on stderr with the exit code of its class;
 """
 
 import contextlib
-import difflib
 import json
 import sys
 from collections.abc import Callable, Iterator
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trainwright.compiler.errors import CompileError, FileError, IllegalPlanError, UsageError
+from trainwright.compiler.errors import CompileError, IllegalPlanError
 
 if TYPE_CHECKING:
     from trainwright.compiler.plan import Plan
@@ -40,6 +39,12 @@ Overrides = Annotated[
         metavar="PATH=VALUE",
         help="Replace a value of the spec, e.g. layout.tensor=2; repeatable.",
         show_default=False,
+    ),
+]
+DataFolder = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Where relative data paths start (default: the spec's data.root).", show_default=False
     ),
 ]
 WorkFolder = Annotated[
@@ -82,38 +87,14 @@ def _common(
 
 @app.command()
 def init(
-    path: Annotated[
-        Path | None,
-        typer.Argument(metavar="PATH", help="The new spec (default: <preset>.yaml here).", show_default=False),
-    ] = None,
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="The new spec, or a folder for it.")] = Path("."),
     preset: Annotated[str, typer.Option(metavar="NAME", help="tiny, one_node or many_nodes.")] = "tiny",
 ) -> None:
     """Write a starter spec, and the schema for editors."""
-    from trainwright.compiler.schema import SCHEMA_FILE, spec_schema
+    from trainwright.compiler.starter import write_starter
 
-    presets = {
-        Path(entry.name).stem: entry
-        for entry in resources.files("trainwright.specs").iterdir()
-        if entry.name.endswith(".yaml")
-    }
-    if preset not in presets:
-        near = difflib.get_close_matches(preset, presets, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(presets))}"
-        raise UsageError(f"--preset {preset}: there is no such preset; {hint}")
-    target = path or Path(f"{preset}.yaml")
-    if target.is_dir():
-        target /= f"{preset}.yaml"
-    text = f"# yaml-language-server: $schema={SCHEMA_FILE}\n{presets[preset].read_text(encoding='utf-8')}"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("x", encoding="utf-8") as file:
-            file.write(text)
-        (target.parent / SCHEMA_FILE).write_text(json.dumps(spec_schema(), indent=2) + "\n", encoding="utf-8")
-    except FileExistsError as error:
-        raise FileError(f"{target}: exists already, and is left as it is; name another file") from error
-    except OSError as error:
-        raise FileError(f"{target}: cannot be written: {error.strerror or error}") from error
-    print(f"wrote {target} and {target.parent / SCHEMA_FILE}\nnext:  trainwright plan {target}")
+    written, schema_file = write_starter(preset, path)
+    print(f"wrote {written} and {schema_file}\nnext:  trainwright plan {written}")
 
 
 @app.command()
@@ -198,12 +179,7 @@ def run(
             "--from", metavar="STAGE", help="Run this stage and all after it, even if done.", show_default=False
         ),
     ] = "",
-    data_root: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Where relative data paths start (default: the spec's data.root).", show_default=False
-        ),
-    ] = None,
+    data_root: DataFolder = None,
     work: WorkFolder = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Rendezvous port of the processes; 0: a free one.")] = 0,
 ) -> None:
@@ -218,9 +194,9 @@ def run(
 
 
 @app.command()
-def status(bundle: BundleFolder, work: WorkFolder = None) -> None:
+def status(bundle: BundleFolder, data_root: DataFolder = None, work: WorkFolder = None) -> None:
     """Show the stages of a bundle: done or to do."""
-    _execute(lambda runtime: int(runtime.status_bundle(bundle, work=work)))
+    _execute(lambda runtime: int(runtime.status_bundle(bundle, data_root=data_root, work=work)))
 
 
 @app.command()
