@@ -10,7 +10,7 @@ from trainwright.compiler.schema import SCHEMA_FILE, spec_schema
 
 
 def write_starter(preset: str, path: Path) -> tuple[Path, Path]:
-    """(spec, schema) as written; `path` is the spec's file, or a folder for it. Raises UsageError, FileError; overwrites no spec."""
+    """(spec, schema) as written; `path` is the spec or a folder for it. Raises UsageError, FileError; overwrites no spec."""
     presets = {
         Path(entry.name).stem: entry
         for entry in resources.files("trainwright.specs").iterdir()

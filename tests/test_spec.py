@@ -1,5 +1,6 @@
 """Units, the spec's places and overrides, the resolved form, the reference pages."""
 
+import contextlib
 import json
 import re
 from decimal import Decimal
@@ -196,6 +197,24 @@ def test_any_text_is_a_spec_or_one_message(text: str, tmp_path_factory: pytest.T
     path.write_text(text, encoding="utf-8", errors="surrogatepass")
     with pytest.raises(compile_errors.CompileError):
         load_spec(path)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=8), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@given(key=st.sampled_from(re.findall(r"^\| `([^`]+)`", spec_reference(), flags=re.MULTILINE)), value=VALUES)
+def test_any_value_at_any_key_is_accepted_or_one_message(
+    key: str, value: object, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "whole.yaml"
+    path.write_text(SPEC, encoding="utf-8")
+    option = key.replace("[]", "[0]").replace("<name>", "pretrain") + "=" + json.dumps(value)
+    with contextlib.suppress(compile_errors.CompileError):
+        resolve_spec(load_spec(path, (option,)))
 
 
 def test_deep_nesting_is_refused(spec: Path) -> None:
