@@ -13,7 +13,7 @@ from trainwright.compiler.plan import Shape
 
 @dataclass(frozen=True)
 class LayerParameters:
-    """One transformer layer: `sharded` is split over tensor, `replicated` on each of its ranks, `expert` split over tensor and expert."""
+    """One layer: `sharded` is split over tensor, `replicated` is on each of its ranks, `expert` split over tensor and expert."""
 
     sharded: int
     replicated: int

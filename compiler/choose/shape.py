@@ -1,0 +1,164 @@
+"""A model's shape for a parameter count: the published one where a family has it, else the nearest that the family's rules allow.
+
+Loss depends weakly on shape (Kaplan et al. 2020, section 3.1), so a rule is enough: hidden_size / num_layers, FFN ratio and
+head size as the family's published models have them, and the combination nearest to the count.
+"""
+
+import itertools
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from trainwright.compiler.estimate.params import count_parameters
+from trainwright.compiler.facts import Family, Rules, make_shape
+from trainwright.compiler.plan import Reason, Shape
+
+SMALL = 4e8  # parameters below which heads are 64 wide, above 128 (Chinchilla, GPT-3, Pythia, Llama)
+FFN_MULTIPLE = 128
+# Any number of heads up to 8, multiples of 4 up to 32, of 8 above: they divide by the tensor degrees that such a width needs.
+HEADS = (*range(1, 9), *range(12, 33, 4), *range(40, 1025, 8))
+# Weights of the three departures in ln units: from the count, from the family's width per layer, from its FFN ratio.
+COUNT_WEIGHT, WIDTH_WEIGHT, FFN_WEIGHT = 1.0, 0.2, 0.1
+SAME_COUNT = 0.005  # a published shape whose exact count is this near is the one meant (46.7B is Mixtral 8x7B)
+
+
+@dataclass(frozen=True)
+class ShapeChoice:
+    """`error` is (parameters - target) / target; `reasons` are by plan path ("shape.num_layers")."""
+
+    shape: Shape
+    parameters: int
+    error: float
+    reasons: Mapping[str, Reason]
+
+
+def choose_shape(family: Family, target: float, vocab_size: int, context_length: int) -> ShapeChoice:
+    """The shape of `target` parameters. `vocab_size` replaces the family's; `context_length` counts for learned positions."""
+    for size, shape in family.published.items():
+        if _is_meant(size, count_parameters(shape, family.rules.context_length), target):
+            return _published(family, size, replace(shape, vocab_size=vocab_size), target, context_length)
+    return _nearest(family, target, vocab_size, context_length)
+
+
+def nominal_parameters(size: str) -> float:
+    """What a size's name says: "8B" is 8e9, "0.6B" 6e8; 0.0 for a name that says no count ("8x7B")."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([MBT])", size)
+    return float(match[1]) * {"M": 1e6, "B": 1e9, "T": 1e12}[match[2]] if match else 0.0
+
+
+def _is_meant(size: str, exact: int, target: float) -> bool:
+    return math.isclose(nominal_parameters(size), target, rel_tol=1e-9) or abs(target / exact - 1) < SAME_COUNT
+
+
+def _published(family: Family, size: str, shape: Shape, target: float, context_length: int) -> ShapeChoice:
+    parameters = count_parameters(shape, context_length)
+    text = f"{family.name} {size} as published: {family.source}"
+    reasons = {path: Reason("fact", text) for path in _paths()}
+    return _choice(family, shape, parameters, target, reasons)
+
+
+def _nearest(family: Family, target: float, vocab_size: int, context_length: int) -> ShapeChoice:
+    rules = family.rules
+    wanted = width_per_layer(rules, target)
+
+    def departure(shape: Shape) -> tuple[float, int]:
+        count = count_parameters(shape, context_length)
+        departures = (
+            COUNT_WEIGHT * abs(math.log(count / target)),
+            WIDTH_WEIGHT * abs(math.log(shape.hidden_size / shape.num_layers / wanted)),
+            FFN_WEIGHT * abs(math.log(shape.ffn_hidden_size / shape.hidden_size / rules.ffn_ratio[1])),
+        )
+        return (round(sum(departures), 9), shape.hidden_size)
+
+    shape = min(_candidates(family, target, vocab_size, wanted), key=departure)
+    parameters = count_parameters(shape, context_length)
+    return _choice(family, shape, parameters, target, _reasons(family, shape, target, parameters, wanted))
+
+
+def width_per_layer(rules: Rules, parameters: float) -> float:
+    """The family's usual hidden_size / num_layers at a parameter count: interpolated in log(parameters), constant outside."""
+    points = rules.width_per_layer
+    if parameters <= points[0][0]:
+        return points[0][1]
+    for (low, narrow), (high, wide) in itertools.pairwise(points):
+        if parameters <= high:
+            return narrow + (wide - narrow) * math.log(parameters / low) / math.log(high / low)
+    return points[-1][1]
+
+
+def _candidates(family: Family, target: float, vocab_size: int, wanted: float) -> Iterator[Shape]:
+    rules = family.rules
+    head_dim = 64 if target < SMALL else 128
+    # A layer has about 13 hidden_size^2 parameters; a large vocabulary leaves less for the layers than that.
+    usual = (target * wanted / 13) ** (1 / 3)
+    for heads in HEADS:
+        hidden = heads * head_dim
+        if not usual / 4 <= hidden <= max(usual * 2, head_dim):
+            continue
+        for ffn in _ffn_sizes(rules, hidden):
+            for layers in _layer_counts(hidden, wanted):
+                numbers = {
+                    "num_layers": layers,
+                    "hidden_size": hidden,
+                    "ffn_hidden_size": ffn,
+                    "num_attention_heads": heads,
+                    "num_query_groups": query_groups(rules, heads),
+                    "head_dim": head_dim,
+                    "vocab_size": vocab_size,
+                    "tied_embeddings": target <= rules.tied_up_to,
+                }
+                yield make_shape(family.name, rules, numbers)
+
+
+def query_groups(rules: Rules, heads: int) -> int:
+    """All heads, or the largest power of two up to the family's limit that divides them."""
+    if heads <= rules.query_groups:
+        return heads
+    return max(1 << power for power in range(rules.query_groups.bit_length()) if heads % (1 << power) == 0)
+
+
+def _ffn_sizes(rules: Rules, hidden: int) -> range:
+    """Widths in the range of the family: multiples of FFN_MULTIPLE, or of the power of two nearest to hidden_size / 16."""
+    step = max(FFN_MULTIPLE, 2 ** round(math.log2(hidden / 16)))
+    low = -(-math.ceil(rules.ffn_ratio[0] * hidden) // step) * step
+    return range(low, max(low, int(rules.ffn_ratio[2] * hidden)) + 1, step)
+
+
+def _layer_counts(hidden: int, wanted: float) -> range:
+    """Depths within a factor of 1.5 of the family's; even above 8 and multiples of 4 above 32, so that pipelines divide them."""
+    low, high = max(1, round(hidden / wanted / 1.5)), max(1, round(hidden / wanted * 1.5))
+    step = 1 if low < 8 else 2 if low < 32 else 4
+    return range(-(-low // step) * step, high + 1, step)
+
+
+def _paths() -> list[str]:
+    return [f"shape.{name}" for name in Shape.__dataclass_fields__]
+
+
+def _choice(family: Family, shape: Shape, parameters: int, target: float, reasons: Mapping[str, Reason]) -> ShapeChoice:
+    if shape.vocab_size != family.rules.vocab_size:
+        text = f"given, in place of {family.rules.vocab_size} of {family.name}"
+        reasons = {**reasons, "shape.vocab_size": Reason("derived", text)}
+    return ShapeChoice(shape, parameters, parameters / target - 1, reasons)
+
+
+def _reasons(family: Family, shape: Shape, target: float, parameters: int, wanted: float) -> dict[str, Reason]:
+    fact = Reason("fact", f"as every {family.name} model: {family.source}")
+    reasons = dict.fromkeys(_paths(), fact)
+    of_count = f"{parameters:,} parameters, {100 * (parameters / target - 1):+.2f} % from {target:,.0f}"
+    ratio = shape.hidden_size / shape.num_layers
+    search = {
+        "num_layers": f"nearest count: {of_count}; {ratio:.0f} wide a layer, where {family.name} has about {wanted:.0f}",
+        "hidden_size": f"nearest count: {of_count}",
+        "ffn_hidden_size": f"{shape.ffn_hidden_size / shape.hidden_size:.2f} x hidden_size ({family.name}: "
+        f"{family.rules.ffn_ratio[0]:.2f} to {family.rules.ffn_ratio[2]:.2f}), a multiple of {FFN_MULTIPLE}",
+    }
+    derived = {
+        "head_dim": f"{shape.head_dim}: 64 below {SMALL:.1g} parameters, 128 above",
+        "num_attention_heads": f"hidden_size {shape.hidden_size} / head_dim {shape.head_dim}",
+        "num_query_groups": f"of {shape.num_attention_heads} heads: all up to {family.rules.query_groups}, else a power of two",
+        "tied_embeddings": f"{family.name} ties embedding and output layer up to {family.rules.tied_up_to:.2g} parameters",
+    }
+    reasons |= {f"shape.{name}": Reason("search", text) for name, text in search.items()}
+    return reasons | {f"shape.{name}": Reason("derived", text) for name, text in derived.items()}
