@@ -159,12 +159,12 @@ def test_sequences_are_drawn_by_weight_or_else_by_tokens(corpus: tuple[Path, dic
     assert natural["code"] == pytest.approx(total * len(streams["code"]) / both, abs=1)
 
 
-def test_many_sources_and_few_sequences_can_be_blended(corpus: tuple[Path, dict[str, np.ndarray]]) -> None:
-    """With these shares Megatron's own builder stops: its blend asks one source for more than it built."""
+def test_small_sources_can_be_blended_to_their_last_sequence(corpus: tuple[Path, dict[str, np.ndarray]]) -> None:
+    """A third of such blends stop with an IndexError when Megatron's own builder says how much of each to build."""
     folder, _ = corpus
-    sources = ("code", "prose", "few") * 3
+    sources = ("few",) * 9
     rng = np.random.default_rng(0)
-    for steps in (1, 2, 5):
+    for steps in (2, 5, 7):
         weights = tuple(rng.dirichlet(np.full(len(sources), 0.3)).tolist())
         built = stream(folder, sources, weights, steps=steps)
         for step in range(steps):

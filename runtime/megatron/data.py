@@ -156,8 +156,8 @@ def _build(kind: type, *arguments: Any) -> Any:
 def _samples_by_source(cache: Path, shares: Sequence[float], num_samples: int) -> list[int]:
     """How many of `num_samples` sequences the blend takes from each source, exactly; counted by rank 0.
 
-    Megatron's own builder asks each source for its share and 0.5 % more; with few samples and several sources its blend
-    takes up to a handful more than that, and it stops with an IndexError.
+    Megatron's own builder rounds each share up, adds 0.5 %, and blends as many sequences as the rounded shares sum to:
+    with several small sources, that takes more of some than was built, and it stops with an IndexError.
     """
     counts = cache / "samples.json"
     if torch.distributed.get_rank() == 0 and not (cache / "complete.json").exists():

@@ -158,24 +158,23 @@ def assign(group_bytes: dict[str, Counter[str]], split: Split) -> dict[str, str]
 
 
 def _fill_empty(name: str, assignment: dict[str, str], group_bytes: dict[str, Counter[str]], seed: int) -> None:
-    """Where a source has nothing in split `name` (each group is larger than its share), move its smallest group there.
+    """Where a source has nothing in split `name` (no group fits its share), move a group there: its smallest in training.
 
-    Only out of training, and only if every source that has the group keeps another one for training.
+    A group moves only if every source that has it keeps another in the split that it leaves. Where training has none to
+    spare, another held-out split gives one.
     """
 
-    def leaves_training(group: str) -> bool:
+    def can_leave(group: str) -> bool:
         holders = [groups for groups in group_bytes.values() if group in groups]
-        return all(sum(assignment[other] == "train" for other in groups) > 1 for groups in holders)
+        return all(sum(assignment[other] == assignment[group] for other in groups) > 1 for groups in holders)
 
     for groups in group_bytes.values():
-        if not any(assignment[group] == name for group in groups):
-            candidates = sorted(
-                (group for group in groups if assignment[group] == "train"),
-                key=lambda group: (groups[group], _order(group, seed)),
-            )
-            smallest = next(filter(leaves_training, candidates), None)
-            if smallest is not None:
-                assignment[smallest] = name
+        if any(assignment[group] == name for group in groups):
+            continue
+        by_size = sorted(groups, key=lambda group: (assignment[group] != "train", groups[group], _order(group, seed)))
+        smallest = next(filter(can_leave, by_size), None)
+        if smallest is not None:
+            assignment[smallest] = name
 
 
 def _order(group: str, seed: int) -> bytes:
