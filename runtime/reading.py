@@ -35,24 +35,26 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_last_row(path: Path) -> dict[str, Any]:
-    """The last whole line of a JSON Lines file; empty where there is none."""
-    lines = read_tail(path)
-    try:
-        value = json.loads(lines[-1])
-    except (ValueError, IndexError):
-        return {}
-    return value if isinstance(value, dict) else {}
+    """The last whole object of a JSON Lines file; empty where there is none."""
+    for line in reversed(read_tail(path)):
+        try:
+            value = json.loads(line)
+        except ValueError:  # it is being written
+            continue
+        return value if isinstance(value, dict) else {}
+    return {}
 
 
 def read_tail(path: Path, start: int = 0) -> list[str]:
-    """The file's last lines from byte `start` on, without the first of them, which may be cut; empty where there is no file."""
+    """The file's last whole lines from byte `start` on (the very last may be unfinished); empty where there is no file."""
     try:
         with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(start, size - TAIL_BYTES))
-            return file.read().decode("utf-8", errors="replace").splitlines()[1:]
+            first = max(start, file.seek(0, os.SEEK_END) - TAIL_BYTES)
+            file.seek(first)
+            lines = file.read().decode("utf-8", errors="replace").splitlines()
     except OSError:
         return []
+    return lines if first == start else lines[1:]
 
 
 def is_number(value: object) -> bool:

@@ -2,13 +2,17 @@
 
 import contextlib
 import fcntl
+import io
 import json
 import os
+import pty
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,8 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from trainwright.runtime import cli
 from trainwright.runtime import manifest as contract
+from trainwright.runtime.launch import show
 
 # Appends what it saw to `trace`, so that a test knows which programs were executed, in which order and environment.
 PRELUDE = '''"""A program of the test."""
@@ -435,6 +442,20 @@ def test_an_interrupted_run_ends_its_processes_and_goes_on(bundle: Made, number:
     assert bundle.state("sleeper")["attempts"] == 2
 
 
+def test_a_second_ctrl_c_does_not_wait(bundle: Made) -> None:
+    bundle.add("deaf", "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + SLEEP)
+    with started(bundle) as process:
+        wait_for(lambda: asleep(bundle, 1))
+        process.send_signal(signal.SIGINT)
+        time.sleep(1)
+        assert process.poll() is None, "it waits for the stage to end by itself"
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert not is_alive(bundle.trace()[0]["pid"])
+    assert bundle.state("deaf")["state"] == "interrupted"
+
+
 def test_a_killed_runner_leaves_no_process_and_the_next_run_goes_on(bundle: Made) -> None:
     bundle.add("read", COPY_INPUT, inputs=("corpus/*.txt",))
     bundle.add("sleeper", SLEEP_ONCE, needs=("read",), ranks=2)
@@ -531,6 +552,44 @@ def test_text_from_a_model_cannot_steer_the_terminal(bundle: Made) -> None:
     bundle.add("talk", 'leave("ok \\x1b[2J", sample="a\\x1b]0;b\\x07 [bold]c[/bold]")\n')
     out = bundle.run().out
     assert "a\N{REPLACEMENT CHARACTER}]0;b\N{REPLACEMENT CHARACTER} [bold]c[/bold]" in out
+
+
+PROGRESS = """
+(WORK / NAME / "progress.json").write_text('{"done": 3, "total": 10, "unit": "documents"}')
+(WORK / NAME / "metrics.jsonl").write_text('{"step": 3, "loss": 4.5678, "tokens_per_s": 1234.5}\\n')
+time.sleep(2.5)
+"""
+
+
+def test_a_terminal_shows_how_far_a_stage_is(bundle: Made) -> None:
+    bundle.add("slow", PROGRESS + LEAVE)
+    screen, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    with subprocess.Popen(bundle.command(), stdout=terminal, stderr=terminal, env=environment) as process:
+        os.close(terminal)
+        text = b""
+        with contextlib.suppress(OSError):  # EIO: the other end is closed
+            while block := os.read(screen, 65536):
+                text += block
+    os.close(screen)
+    assert process.returncode == 0
+    seen = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.decode())
+    assert re.search(r"slow .* 3 of 10 documents .* loss 4\.568, 1,23[45] tokens/s", seen)
+    assert "stages" in seen
+    assert "slow   done" in seen
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then(bundle: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, because the interval is half a minute."""
+    bundle.add("slow", PROGRESS + LEAVE)
+    monkeypatch.setattr(show, "PLAIN_EVERY_S", 1.5)
+    out = io.StringIO()
+    monkeypatch.setattr(cli, "open_console", lambda: Console(file=out, markup=False, highlight=False, soft_wrap=True))
+    assert cli.run_bundle(bundle.path) == 0
+    assert re.search(
+        r"^slow: 3 of 10 documents; loss 4\.568, 1,23[45] tokens/s \(\d\.\d s\)$", out.getvalue(), re.MULTILINE
+    )
 
 
 def test_the_runner_imports_no_torch() -> None:

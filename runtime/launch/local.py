@@ -38,6 +38,7 @@ class Running:
     stage: Stage
     process: subprocess.Popen[bytes]
     logs: Path
+    header: str
     log_starts: dict[str, int]
 
 
@@ -83,7 +84,7 @@ def launch_stage(bundle: Path, stage: Stage, workspace: Workspace, port: int, he
         env=_environment(stage, workspace),
         start_new_session=True,  # Ctrl-C reaches the runner alone, which then ends the stage in order
     )
-    return Running(stage, process, logs, log_starts)
+    return Running(stage, process, logs, header, log_starts)
 
 
 def _environment(stage: Stage, workspace: Workspace) -> dict[str, str]:
@@ -150,7 +151,8 @@ def stage_error(running: Running, failure: Failure) -> errors.RunError:
     """The error to raise for `failure`: what ended, how, and the last lines of its log."""
     name = running.stage.name
     log = running.logs / ("torchrun.log" if failure.rank < 0 else f"rank-{failure.rank}.log")
-    lines = [line for line in read_tail(log, running.log_starts.get(log.name, 0)) if line.strip()]
+    tail = read_tail(log, running.log_starts.get(log.name, 0))
+    lines = [line for line in tail if line.strip() and line != running.header]
     own = _OWN_ERRORS.get(failure.exit_code)
     said = [index for index, line in enumerate(lines) if line.startswith("error: ")]
     if own and said:
@@ -161,9 +163,9 @@ def stage_error(running: Running, failure: Failure) -> errors.RunError:
             message.append(line)
         return own("\n".join([f"{name}: {message[0]}", *message[1:], f"  log: {log}"]))
     what = f"{name}: {blame(running.stage, failure)}"
-    tail = "\n".join(f"  | {line}" for line in lines[-TAIL_LINES:])
+    end = "\n".join(f"  | {line}" for line in lines[-TAIL_LINES:])
     kind = errors.RankKilled if failure.exit_code < 0 else errors.StageFailed
-    return kind(f"{what}; its log ends so:\n{tail}\n  log: {log}" if tail else f"{what}; its log is empty: {log}")
+    return kind(f"{what}; its log ends so:\n{end}\n  log: {log}" if end else f"{what}; its log is empty: {log}")
 
 
 def blame(stage: Stage, failure: Failure) -> str:

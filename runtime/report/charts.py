@@ -48,13 +48,13 @@ def training_charts(stage: str, rows: Sequence[dict[str, Any]], expected_tokens_
         ("Throughput", "tokens/s, all devices", [curve(rows, "tokens_per_s", "measured")], expected),
     ]
     return [
-        Chart(title, _draw(f"{stage}-{number}", unit, curves, levels))
+        Chart(title, _draw(f"{stage}-{number}", unit, curves, levels, from_zero=title != "Loss"))
         for number, (title, unit, curves, levels) in enumerate(drawn)
         if any(one.values for one in curves)
     ]
 
 
-def _draw(name: str, unit: str, curves: Sequence[Curve], levels: Sequence[tuple[str, float]]) -> str:
+def _draw(name: str, unit: str, curves: Sequence[Curve], levels: Sequence[tuple[str, float]], from_zero: bool) -> str:
     """One chart; `levels` are horizontal lines. x is tokens where every curve has them, else steps."""
     from plotly import graph_objects, io
 
@@ -92,7 +92,7 @@ def _draw(name: str, unit: str, curves: Sequence[Curve], levels: Sequence[tuple[
         plot_bgcolor="rgba(0, 0, 0, 0)",
         font={"color": INK, "size": 12},
         xaxis={**axis, "title": {"text": "tokens" if by_tokens else "step"}, "exponentformat": "SI"},
-        yaxis={**axis, "title": {"text": unit}, "rangemode": "normal"},
+        yaxis={**axis, "title": {"text": unit}, "rangemode": "tozero" if from_zero else "normal"},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
         showlegend=len(curves) + len(levels) > 1,
     )
@@ -101,6 +101,6 @@ def _draw(name: str, unit: str, curves: Sequence[Curve], levels: Sequence[tuple[
         full_html=False,
         include_plotlyjs=False,
         div_id=f"chart-{''.join(char if char.isalnum() else '-' for char in name)}",
-        config={"displaylogo": False, "responsive": True},
+        config={"displayModeBar": False, "responsive": True},
     )
     return text
