@@ -148,8 +148,8 @@ def _expected(plan: Plan) -> dict[str, str]:
     return {
         "step": f"{_seconds(estimates.step_s)} ({_seconds(estimates.step_s_low)} to {_seconds(estimates.step_s_high)}),"
         f" {estimates.tokens_per_s_per_device:,.0f} tokens/s a device, {estimates.mfu:.1%} of peak",
-        "memory": f"{_gib(memory.total)} of {_gib(memory.capacity)} a device: "
-        + ", ".join(f"{share} {_gib(getattr(memory, share))}" for share in shares),
+        "memory": f"{_bytes(memory.total)} of {_bytes(memory.capacity)} a device: "
+        + ", ".join(f"{share} {_bytes(getattr(memory, share))}" for share in shares),
         "in all": f"{format_quantity('time', estimates.train_s)}, "
         f"{format_quantity('device_hours', estimates.device_hours)}{cost},"
         f" {estimates.model_flops_per_step * plan.training.steps:.3g} FLOPs",
@@ -175,7 +175,7 @@ def _alternatives(plan: Plan) -> RenderableType:
             *(str(degree) for degree in (other.tensor, other.pipeline, other.data, other.micro_batch)),
             other.recompute,
             _seconds(other.step_s),
-            _gib(other.memory_bytes),
+            _bytes(other.memory_bytes),
         )
         for other in plan.estimates.alternatives
     ]
@@ -196,8 +196,8 @@ def _count(number: int) -> str:
     return format_quantity("parameters", number)
 
 
-def _gib(amount: int) -> str:
-    return f"{amount / 2**30:.2f} GiB"
+def _bytes(amount: int) -> str:
+    return format_quantity("bytes", amount)
 
 
 def _seconds(seconds: float) -> str:
