@@ -27,11 +27,12 @@ KEYS = {"tokens", "labels", "loss_mask", "position_ids"}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def world() -> Iterator[None]:
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A world of one process."""
     import torch.distributed as dist
 
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    meeting_point = tmp_path_factory.mktemp("world") / "store"
+    dist.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=0, world_size=1)
     yield
     dist.destroy_process_group()
 
