@@ -19,6 +19,11 @@ class Cadence:
     sequences: int  # a source
 
 
+def fuses_activation(shape: Shape, cuda: bool) -> bool:
+    """Whether Megatron-Core has a fused kernel for the activation (0.16, TransformerConfig: gated SiLU, GELU with a bias)."""
+    return cuda and ((shape.activation == "silu" and shape.gated) or (shape.activation == "gelu" and shape.linear_bias))
+
+
 def choose_cadence(steps: int, global_batch: int, num_sources: int) -> Cadence:
     """About VALIDATIONS validations that cost at most SHARE_OF_VALIDATION of the training together.
 
@@ -43,7 +48,7 @@ def choose_kernels(
 ) -> Kernels:
     """The kernels of a layout. `step_s` (s) only sets how many steps lie between two checkpoints."""
     engine, bf16, overlap = layer_spec == "transformer_engine", precision == "bf16", cuda and layout.data > 1
-    fused_activation = cuda and shape.activation in ("silu", "gelu") and (shape.gated or shape.linear_bias)
+    fused_activation = fuses_activation(shape, cuda)
 
     def note(name: str, value: bool, text: str) -> bool:
         return ledger.note(f"kernels.{name}", value, "derived", text)

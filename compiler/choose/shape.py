@@ -8,11 +8,12 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from trainwright.compiler.estimate.params import count_parameters
 from trainwright.compiler.facts import Family, Rules, make_shape
 from trainwright.compiler.plan import Reason, Shape
+from trainwright.compiler.resolve import PinnedShape
 
 SMALL = 4e8  # parameters below which heads are 64 wide, above 128 (Chinchilla, GPT-3, Pythia, Llama)
 FFN_MULTIPLE = 128
@@ -39,6 +40,20 @@ def choose_shape(family: Family, target: float, vocab_size: int, context_length:
         if _is_meant(size, count_parameters(shape, family.rules.context_length), target):
             return _published(family, size, replace(shape, vocab_size=vocab_size), target, context_length)
     return _nearest(family, target, vocab_size, context_length)
+
+
+def pinned_shape(family: Family, given: PinnedShape, vocab_size: int, context_length: int) -> ShapeChoice:
+    """The shape that the user stated; what the statement leaves open follows from the family's rules."""
+    numbers = {**asdict(given), "vocab_size": vocab_size}
+    tied = count_parameters(make_shape(family.name, family.rules, numbers), context_length) <= family.rules.tied_up_to
+    shape = make_shape(family.name, family.rules, {**numbers, "tied_embeddings": tied})
+    parameters = count_parameters(shape, context_length)
+    fact = Reason("fact", f"as every {family.name} model: {family.source}")
+    derived = {f"shape.{name}": Reason("derived", "follows from the stated shape") for name in asdict(given)}
+    derived["shape.tied_embeddings"] = Reason(
+        "derived", f"{family.name} ties up to {family.rules.tied_up_to:.2g} parameters"
+    )
+    return _choice(family, shape, parameters, parameters, {**dict.fromkeys(_paths(), fact), **derived})
 
 
 def nominal_parameters(size: str) -> float:

@@ -1,0 +1,66 @@
+"""What a chosen plan will do: the estimates that stand in plan.json and in the programs' docstrings."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from trainwright.compiler.choose.budget import predict_loss
+from trainwright.compiler.estimate.cost import estimate_cost, estimate_mfu
+from trainwright.compiler.estimate.flops import executed_flops_per_token, model_flops_per_token
+from trainwright.compiler.estimate.layouts import Layouts, Workload
+from trainwright.compiler.estimate.memory import estimate_memory
+from trainwright.compiler.estimate.params import count_active_parameters, count_parameters
+from trainwright.compiler.estimate.step_time import estimate_step_time
+from trainwright.compiler.facts import LossLaw
+from trainwright.compiler.plan import Alternative, Estimates, Training, round_leaf
+
+
+def make_estimates(
+    workload: Workload,
+    ranked: Layouts,
+    training: Training,
+    law: LossLaw,
+    price_usd_per_device_hour: float,
+    warnings: Sequence[str],
+) -> Estimates:
+    """Estimates of the first row of `ranked` (best first); the rows after it are the alternatives."""
+    shape, context = workload.shape, workload.context_length
+    time = estimate_step_time(workload, ranked)
+    memory = estimate_memory(workload, ranked)
+    step_s, tokens = float(time.total[0]), training.tokens_per_step
+    parameters = count_parameters(shape, context)
+    model_flops = model_flops_per_token(shape, context) * tokens
+    cost = estimate_cost(training.steps, step_s, workload.devices, price_usd_per_device_hour)
+    mfu = estimate_mfu(model_flops, step_s, workload.devices, workload.device.peak_flops_per_s[workload.precision])
+    return Estimates(
+        parameters=parameters,
+        active_parameters=count_active_parameters(shape, context),
+        model_flops_per_step=round_leaf(model_flops),
+        executed_flops_per_step=round_leaf(float(executed_flops_per_token(workload, ranked)[0]) * tokens),
+        predicted_loss=round_leaf(predict_loss(law, parameters, training.steps * tokens)),
+        law=law.name,
+        step_s=round_leaf(step_s),
+        step_s_low=round_leaf(float(time.low[0])),
+        step_s_high=round_leaf(float(time.high[0])),
+        tokens_per_s=round_leaf(tokens / step_s),
+        tokens_per_s_per_device=round_leaf(tokens / step_s / workload.devices),
+        mfu=round_leaf(mfu),
+        memory=memory.row(0, workload.device.memory_bytes),
+        train_s=round_leaf(cost.train_s),
+        device_hours=round_leaf(cost.device_hours),
+        cost_usd=round_leaf(cost.cost_usd),
+        warnings=tuple(warnings),
+        alternatives=tuple(
+            Alternative(
+                tensor=layout.tensor,
+                pipeline=layout.pipeline,
+                data=layout.data,
+                micro_batch=layout.micro_batch,
+                recompute=layout.recompute,
+                step_s=round_leaf(float(time.total[row])),
+                memory_bytes=int(np.rint(memory.total[row])),
+            )
+            for row in range(1, len(ranked))
+            for layout in (ranked.row(row),)
+        ),
+    )
