@@ -24,17 +24,11 @@ def sample(
     All ranks call this together and all get the same tokens. Temperature 0 takes the likeliest token. What has run out
     of the model's last `sequence_length` tokens is forgotten.
     """
-    sequence_length = model.embedding.sequence_length
     generator = torch.Generator().manual_seed(seed)
     tokens = list(prompt)
     for _ in range(num_tokens):
-        context = tokens[-sequence_length:]
-        # Always of full length: pipeline stages exchange one shape, and sequence parallelism needs a divisible one.
-        # The filler lies after the last token, where causal attention does not see it.
-        padded = context + [end_of_text] * (sequence_length - len(context))
-        logits = forward_logits(model, torch.tensor(padded, dtype=torch.int64))[
-            len(context) - 1, : model.embedding.vocab_size
-        ]
+        context = torch.tensor(tokens[-model.embedding.sequence_length :], dtype=torch.int64)
+        logits = forward_logits(model, context)[-1, : model.embedding.vocab_size]
         token = choose_token(logits, temperature, top_k, generator)
         if token == end_of_text:
             break
