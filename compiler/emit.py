@@ -187,7 +187,7 @@ def _words(plan: Plan) -> _Words:
     degrees = {"tensor": layout.tensor, "pipeline": layout.pipeline, "data": layout.data}
     multi_node = cluster.nodes > 1
     rendezvous = (
-        f'--nnodes {cluster.nodes} --nproc-per-node {cluster.devices_per_node} --node-rank "$NODE_RANK" '
+        f"--nnodes {cluster.nodes} --nproc-per-node {cluster.devices_per_node} "
         '--rdzv-backend c10d --rdzv-endpoint "$HEAD:29500" --rdzv-conf join_timeout=86400'
         if multi_node
         else f"--standalone --nproc-per-node {cluster.devices_per_node}"

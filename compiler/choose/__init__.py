@@ -106,7 +106,10 @@ def _choose(spec: ResolvedSpec, law: LossLaw, flops_per_s: float, frozen: tuple[
         fused_activation=fuses_activation(shape, cuda),
         overlap=cuda,
     )
-    layouts = choose_layout(workload, training.global_batch, spec.layout)
+    try:
+        layouts = choose_layout(workload, training.global_batch, spec.layout)
+    except InfeasibleError as error:
+        raise InfeasibleError(f"{_layout_place(spec)}: {error}") from error
     outside = (*list_extrapolations(law, parameters, tokens), *warnings)
     return _Candidate(ledger, shape, tokens, training, workload, layouts, outside)
 
@@ -144,6 +147,12 @@ def _context_length(spec: ResolvedSpec, ledger: Ledger) -> int:
     context = int(spec.model.context_length.clip(family.rules.context_length))
     text = f"{family.name}'s main pretraining: {family.source}"
     return ledger.note("training.context_length", context, "fact", text, pin="model.context_length")
+
+
+def _layout_place(spec: ResolvedSpec) -> str:
+    """Where the user stands in the way of a layout: the first pin on it, else the devices."""
+    path = next((path for path in spec.pins if path.startswith("layout.")), "compute.nodes")
+    return f"{spec.pins[path]}: {path}" if path in spec.pins else "compute"
 
 
 def _require_budget(spec: ResolvedSpec, chosen: _Candidate) -> None:

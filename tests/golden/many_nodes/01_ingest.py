@@ -1,0 +1,33 @@
+"""Ingest the sources of llama-8b-h100: one split into train, validation and test documents.
+
+Run:       python 01_ingest.py
+Leaves:    work/ingest/output/, the same split for every stage that follows
+Why:       trainwright explain; every literal below is a leaf of plan.json (run 2484d5ff)
+"""
+
+from trainwright.runtime.stages import ingest
+
+
+def main() -> None:
+    ingest.run(
+        stage="ingest",
+        sources=(
+            ingest.Source(
+                name="web",
+                path="corpus/web/*.jsonl",
+            ),
+            ingest.Source(
+                name="code",
+                path="corpus/code/*.jsonl",
+            ),
+        ),
+        split=ingest.Split(
+            validation=0.04,
+            test=0.12,
+            seed=1234,
+        ),
+    )
+
+
+if __name__ == "__main__":
+    main()

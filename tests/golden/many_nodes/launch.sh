@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Executes every stage of llama-8b-h100 in order.
+# On each of the 32 nodes: HEAD=<host of node 0> NODE_RANK=<0 to 31> ./launch.sh
+# The folder, and the data, must be the same on every node (a shared file system).
+set -euo pipefail
+: "${HEAD:?the host name of node 0}" "${NODE_RANK:?the rank of this node}"
+cd "$(dirname "$0")"
+
+if [ "$NODE_RANK" = 0 ]; then python 01_ingest.py; fi
+if [ "$NODE_RANK" = 0 ]; then python 02_tokenizer.py; fi
+if [ "$NODE_RANK" = 0 ]; then python 03_tokenize.py; fi
+torchrun --nnodes 32 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint "$HEAD:29500" --rdzv-conf join_timeout=86400 04_pretrain.py

@@ -1,0 +1,20 @@
+"""Tokenize the documents of one-node into Megatron's .bin and .idx files.
+
+Run:       python 03_tokenize.py
+Leaves:    work/tokenize/output/<split>/<source>.bin and .idx
+Why:       trainwright explain; every literal below is a leaf of plan.json (run bcfe4872)
+"""
+
+from trainwright.runtime.stages import tokenize
+
+
+def main() -> None:
+    tokenize.run(
+        stage="tokenize",
+        inputs="ingest",
+        tokenizer="tokenizer",
+    )
+
+
+if __name__ == "__main__":
+    main()
