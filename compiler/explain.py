@@ -39,9 +39,10 @@ def explain_field(plan: Plan, field: str) -> RenderableType:
     """The leaves at, under, or called `field`, each with its reason in full. Raises UsageError when there is none."""
     everything = dict(leaves_of(plan))
     chosen = [path for path in everything if path == field or path.startswith((f"{field}.", f"{field}["))]
-    chosen = chosen or [path for path in everything if path.rpartition(".")[2] == field]
+    chosen = chosen or [path for path, _ in decided_leaves(plan) if path.rpartition(".")[2] == field]
     if not chosen:
-        known = sorted({*everything, *(path.rpartition(".")[2] for path in everything), *_sections(everything)})
+        last_names = (path.rpartition(".")[2] for path, _ in decided_leaves(plan))
+        known = sorted({*everything, *_sections(everything), *last_names})
         near = difflib.get_close_matches(field, known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"its parts are {', '.join(_parts(everything))}"
         raise UsageError(f"explain {field}: the plan has no such leaf; {hint}")
