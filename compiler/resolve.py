@@ -3,6 +3,7 @@
 Fields that contradict each other are refused here, all of them in one message.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -305,7 +306,8 @@ def _choice(pin: T | None, free: tuple[T, ...]) -> Choice[T]:
 
 
 def _divisors(number: int) -> tuple[int, ...]:
-    return tuple(divisor for divisor in range(1, number + 1) if number % divisor == 0)
+    low = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
+    return tuple(sorted({*low, *(number // divisor for divisor in low)}))
 
 
 def _powers_of_two(most: int) -> tuple[int, ...]:
