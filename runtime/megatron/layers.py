@@ -1,0 +1,84 @@
+"""Norms and core attention of the local layer spec.
+
+Megatron-Core's own local norm refuses sequence parallelism, and its local attention materialises the scores of every
+pair of positions; both are submodules of the layer spec, so these two take their place.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+from megatron.core.transformer.enums import AttnMaskType
+from torch import Tensor
+
+
+class Norm(torch.nn.Module):
+    """RMSNorm or LayerNorm over the last dimension, as the model's config says.
+
+    Its parameters are marked so that Megatron-Core sums their gradients over tensor ranks under sequence parallelism.
+    """
+
+    def __init__(self, config: Any, hidden_size: int, eps: float = 1e-5, **ignored: object) -> None:
+        super().__init__()
+        if config.layernorm_zero_centered_gamma:
+            raise ValueError("layernorm_zero_centered_gamma needs Transformer Engine's layer spec")
+        self.eps = eps
+        self.shape = (hidden_size,)
+        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=_device()))
+        self.bias: torch.nn.Parameter | None = None
+        if config.normalization == "LayerNorm":
+            self.bias = torch.nn.Parameter(torch.zeros(hidden_size, dtype=config.params_dtype, device=_device()))
+        for parameter in self.parameters():
+            parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., hidden] -> [..., hidden]."""
+        if self.bias is None:
+            return F.rms_norm(x, self.shape, self.weight, self.eps)
+        return F.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
+
+
+class CausalAttention(torch.nn.Module):
+    """Causal attention through torch's scaled_dot_product_attention: fused on CPU, flash kernels on CUDA; GQA."""
+
+    def __init__(
+        self,
+        config: Any,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        **ignored: object,
+    ) -> None:
+        super().__init__()
+        self.scale = softmax_scale
+        self.dropout: float = config.attention_dropout if attention_dropout is None else attention_dropout
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **ignored: object
+    ) -> Tensor:
+        """query [s, b, heads, d], key and value [s, b, groups, d] (this rank's heads) -> [s, b, heads * d].
+
+        The mask is always causal, over whole sequences; `attention_mask` must be None.
+        """
+        if attention_mask is not None:
+            raise ValueError("only the causal mask is supported")
+        sequence, batch, heads, _ = query.shape
+        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        grouped = key.shape[2] != heads
+        if self.training and self.dropout > 0:
+            # heads differ from rank to rank, so the mask is drawn from the tensor-parallel generator
+            with get_cuda_rng_tracker().fork():
+                out = F.scaled_dot_product_attention(
+                    q, k, v, dropout_p=self.dropout, is_causal=True, scale=self.scale, enable_gqa=grouped
+                )
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale, enable_gqa=grouped)
+        return out.permute(2, 0, 1, 3).reshape(sequence, batch, -1)
+
+
+def _device() -> Any:
+    """Where Megatron-Core builds its own parameters: this process's CUDA device, or the CPU."""
+    return torch.cuda.current_device()

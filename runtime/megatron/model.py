@@ -1,0 +1,118 @@
+"""The model and its optimizer: GPTModel in Megatron-Core's DDP, with the layer spec that the program asks for."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
+from megatron.core.optimizer import get_megatron_optimizer
+from megatron.core.transformer.module import Float16Module
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+
+from trainwright.runtime.errors import Unsupported
+from trainwright.runtime.megatron.layers import CausalAttention, Norm
+from trainwright.runtime.megatron.platform import Literals, Platform
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Vocabulary and positions. Sizes count elements; `sequence_length` counts tokens."""
+
+    vocab_size: int  # what the tokenizer holds
+    padded_vocab_size: int  # what the embedding holds, so that it divides by the tensor degree
+    sequence_length: int
+    positions: str  # "rope" | "learned"
+    rotary_base: int  # 0 with learned positions
+    tied: bool  # the output layer shares the embedding's weight
+
+
+@dataclass(frozen=True)
+class Model:
+    """This rank's part of the model. `gpt` is the bare module, `ddp` what the schedules run."""
+
+    config: Any
+    embedding: Embedding
+    platform: Platform
+    gpt: Any
+    ddp: Any
+    optimizer: Any
+
+    @property
+    def overlaps_param_gather(self) -> bool:
+        """The optimizer leaves parameters ungathered until the next forward pass."""
+        ddp = self.ddp.ddp_config
+        return bool(ddp.use_distributed_optimizer and ddp.overlap_param_gather)
+
+
+def build(literals: Literals, embedding: Embedding, platform: Platform) -> Model:
+    """Build this rank's part of the model and of its optimizer; the weights are drawn from the seeded generators.
+
+    `literals` are the platform's (`Platform.adapt`). Raises Unsupported for positions that the runtime does not know.
+    """
+    config = literals.model
+    if embedding.positions not in ("rope", "learned"):
+        raise Unsupported(f"embedding.positions={embedding.positions!r} is unknown: write 'rope' or 'learned'")
+    rope = embedding.positions == "rope"
+    gpt = GPTModel(
+        config=config,
+        transformer_layer_spec=_layer_spec(literals),
+        vocab_size=embedding.padded_vocab_size,
+        max_sequence_length=embedding.sequence_length,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+        parallel_output=True,
+        share_embeddings_and_output_weights=embedding.tied,
+        position_embedding_type="rope" if rope else "learned_absolute",
+        rotary_base=embedding.rotary_base if rope else 10_000,
+    ).to(platform.device)
+    ddp = DistributedDataParallel(
+        config=config,
+        ddp_config=literals.ddp,
+        module=Float16Module(config, gpt) if config.bf16 or config.fp16 else gpt,
+    )
+    optimizer = get_megatron_optimizer(literals.optimizer, [ddp])
+    config.finalize_model_grads_func = finalize_model_grads
+    config.grad_scale_func = optimizer.scale_loss
+    config.no_sync_func = ddp.no_sync
+    return Model(config, embedding, platform, gpt, ddp, optimizer)
+
+
+def count_parameters(model: Model) -> int:
+    """Parameters of the whole model, each counted once: split ones over all ranks, replicas and tied copies left out."""
+    count = 0
+    for parameter in model.gpt.parameters():
+        replica = (
+            not getattr(parameter, "tensor_model_parallel", False)
+            and parallel_state.get_tensor_model_parallel_rank() != 0
+        )
+        tied_copy = getattr(
+            parameter, "shared", False
+        )  # Megatron-Core's mark on the last stage's copy of the embedding
+        if not replica and not tied_copy:
+            count += parameter.numel()
+    total = torch.tensor([count], dtype=torch.int64, device=model.platform.device)
+    torch.distributed.all_reduce(total, group=parallel_state.get_model_parallel_group())
+    return int(total)
+
+
+def _layer_spec(literals: Literals) -> Any:
+    config = literals.model
+    if literals.layer_spec == "transformer_engine":
+        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+    if literals.layer_spec != "local":
+        raise Unsupported(f"layer_spec={literals.layer_spec!r} is unknown: write 'local' or 'transformer_engine'")
+    layer = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization=config.normalization)
+    parts = layer.submodules
+    parts.input_layernorm = parts.pre_mlp_layernorm = Norm
+    attention = parts.self_attention.submodules
+    attention.core_attention = CausalAttention
+    if config.qk_layernorm:
+        attention.q_layernorm = attention.k_layernorm = Norm
+    # Given whole, a block's submodules also name its final norm; a bare layer spec would get Megatron-Core's own.
+    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=Norm)

@@ -1,0 +1,95 @@
+"""The process group and Megatron-Core's parallel groups, from the environment that torchrun sets."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+from torch._C._distributed_c10d import HashStore
+
+from trainwright.runtime.errors import Unsupported
+from trainwright.runtime.megatron.platform import Platform, current
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """The layout: tensor x pipeline x data processes."""
+
+    tensor: int
+    pipeline: int
+    data: int
+
+    @property
+    def world_size(self) -> int:
+        return self.tensor * self.pipeline * self.data
+
+    def __str__(self) -> str:
+        factors = f"tensor {self.tensor} x pipeline {self.pipeline} x data {self.data}"
+        return f"{factors} = {self.world_size} process{'es' if self.world_size > 1 else ''}"
+
+
+def start(parallel: Parallel, seed: int) -> Platform:
+    """Join the processes and build Megatron-Core's groups; seed the generators. Returns this process's platform.
+
+    Without torchrun's variables the program is one process. A process group that exists already is used as it is.
+    Raises Unsupported when the number of processes is not the layout's.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    platform = current(local_rank)
+    running = dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
+    if running != parallel.world_size:
+        raise Unsupported(
+            f"the layout is {parallel}, but {running} {'is' if running == 1 else 'are'} running: "
+            f"start the program with torchrun --nproc-per-node {parallel.world_size} (times --nnodes), "
+            "or compile for the devices that you have"
+        )
+    if platform.name == "cuda":
+        torch.cuda.set_device(local_rank)
+    if not dist.is_initialized():
+        if "RANK" in os.environ:
+            dist.init_process_group(platform.backend)
+        else:
+            dist.init_process_group(platform.backend, store=HashStore(), rank=0, world_size=1)
+    parallel_state.initialize_model_parallel(parallel.tensor, parallel.pipeline)
+    # Another stage draws other weights; the data ranks of a stage draw the same (Megatron-LM's convention: +100 a stage).
+    stage_seed = seed + 100 * int(parallel_state.get_pipeline_model_parallel_rank())
+    torch.manual_seed(stage_seed)
+    model_parallel_cuda_manual_seed(stage_seed)
+    return platform
+
+
+def stop() -> None:
+    """Leave Megatron-Core's groups; the process group stays, for another layout over the same processes."""
+    parallel_state.destroy_model_parallel()
+
+
+def check_model(parallel: Parallel, model: Any, *, sequence_length: int, padded_vocab_size: int) -> None:
+    """Raise Unsupported, with the arithmetic, where a (hand-edited) program contradicts itself.
+
+    `model` is Megatron-Core's TransformerConfig; `sequence_length` counts tokens.
+    """
+    for name, degree in (
+        ("tensor_model_parallel_size", parallel.tensor),
+        ("pipeline_model_parallel_size", parallel.pipeline),
+        ("context_parallel_size", 1),
+        ("expert_model_parallel_size", 1),
+    ):
+        if getattr(model, name) != degree:
+            raise Unsupported(f"model={name}={getattr(model, name)}, but the layout ({parallel}) has {degree}")
+    if model.virtual_pipeline_model_parallel_size is not None or model.num_moe_experts is not None:
+        raise Unsupported("interleaved pipelines and mixtures of experts are not supported yet: dense models only")
+    for name, value, divisor in (
+        ("num_layers", model.num_layers, parallel.pipeline),
+        ("num_attention_heads", model.num_attention_heads, parallel.tensor),
+        ("num_query_groups", model.num_query_groups, parallel.tensor),
+        ("padded_vocab_size", padded_vocab_size, parallel.tensor),
+        ("sequence_length", sequence_length, parallel.tensor if model.sequence_parallel else 1),
+    ):
+        if value % divisor:
+            raise Unsupported(
+                f"{name} {value} is not divisible by {divisor} ({parallel}): "
+                f"{value} = {value // divisor} x {divisor} + {value % divisor}"
+            )

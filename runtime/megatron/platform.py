@@ -1,0 +1,201 @@
+"""The one place where CPU and CUDA differ: devices, backends, and the literals of a program that a CPU cannot honour.
+
+On CUDA nothing is changed. Without CUDA, Megatron-Core asks for CUDA devices, streams and tensor types all the same;
+`install()` answers these questions with CPU ones, so that no file of Megatron-Core is changed.
+"""
+
+import copy
+import dataclasses
+import resource
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from trainwright.runtime.errors import Unsupported
+
+CPU_FUSIONS_OFF = (
+    "bias_activation_fusion",
+    "bias_dropout_fusion",
+    "masked_softmax_fusion",
+    "gradient_accumulation_fusion",
+    "apply_rope_fusion",
+)
+
+
+@dataclass(frozen=True)
+class Literals:
+    """What a program states and a platform may have to change. The configs are Megatron-Core's own."""
+
+    model: Any  # TransformerConfig
+    ddp: Any  # DistributedDataParallelConfig
+    optimizer: Any  # OptimizerConfig
+    layer_spec: str  # "local" | "transformer_engine"
+
+
+@dataclass(frozen=True)
+class Override:
+    """One literal that this platform runs with another value."""
+
+    name: str
+    written: object
+    used: object
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.written!r} -> {self.used!r}"
+
+
+@dataclass(frozen=True)
+class Platform:
+    """Where tensors live, and which torch.distributed backend joins the processes."""
+
+    name: str  # "cpu" | "cuda"
+    backend: str  # "gloo" | "nccl"
+    device: torch.device
+
+    def memory_bytes(self) -> int:
+        """The most memory that this process has held so far: of its device (CUDA's allocator), or resident (CPU)."""
+        if self.name == "cuda":
+            return torch.cuda.max_memory_allocated()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+
+    def adapt(self, written: Literals) -> tuple[Literals, tuple[Override, ...]]:
+        """Copies of the program's literals as this platform runs them, and the list of those that it overrides.
+
+        The copies are the runtime's own: Megatron-Core's schedules read callbacks from the model's config.
+        Raises Unsupported where the program asks for Transformer Engine on CUDA and it is not installed.
+        """
+        used = dataclasses.replace(
+            written,
+            model=copy.copy(written.model),
+            ddp=copy.copy(written.ddp),
+            optimizer=copy.copy(written.optimizer),
+        )
+        if self.name == "cuda":
+            if written.layer_spec == "transformer_engine" and find_spec("transformer_engine") is None:
+                raise Unsupported(
+                    "the program says layer_spec='transformer_engine', but Transformer Engine is not installed: "
+                    "pip install 'transformer-engine[pytorch]', or pin layout.layer_spec: local in the spec"
+                )
+            return used, ()
+        overrides = []
+        if written.layer_spec != "local":
+            overrides.append(Override("layer_spec", written.layer_spec, "local"))
+            used = dataclasses.replace(used, layer_spec="local")
+        for name in CPU_FUSIONS_OFF:
+            if getattr(used.model, name):
+                overrides.append(Override(f"model.{name}", True, False))
+                setattr(used.model, name, False)
+        return used, tuple(overrides)
+
+    def describe(self, overrides: Iterable[Override]) -> str:
+        """The first line of a stage's log."""
+        listed = ", ".join(str(override) for override in overrides)
+        return f"platform {self.name}: " + (f"overrides {listed}" if listed else "no literal overridden")
+
+
+def current(local_rank: int = 0) -> Platform:
+    """CUDA where a CUDA device is there, else CPU. `local_rank` numbers the process on its node."""
+    if torch.cuda.is_available():
+        return Platform("cuda", "nccl", torch.device("cuda", local_rank))
+    return Platform("cpu", "gloo", torch.device("cpu"))
+
+
+def install() -> None:
+    """Make Megatron-Core run in this process; idempotent; does nothing where CUDA is there.
+
+    Call it before the program builds its configs: `TransformerConfig(apply_rope_fusion=True)` refuses to be built
+    where Transformer Engine is absent, though a CPU will switch the fusion off.
+    """
+    global _installed
+    if _installed or torch.cuda.is_available():
+        return
+    _installed = True
+    _answer_cuda_questions()
+    mode: AbstractContextManager[object] = _CpuForCuda()
+    mode.__enter__()  # for the rest of the process
+
+
+_installed = False
+_CPU = torch.device("cpu")
+
+
+class _CpuForCuda(TorchFunctionMode):
+    """Rewrites what Megatron-Core says to torch about CUDA: device="cuda", Tensor.cuda(), pinned memory, Tensor.type()."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is torch.Tensor.cuda:
+            return args[0]
+        if func is torch.Tensor.type and len(args) == 1 and not kwargs:
+            # Megatron-Core's optimizers compare with "torch.cuda.FloatTensor"
+            return func(*args).replace("torch.", "torch.cuda.", 1)
+        if not kwargs:
+            return func(*args)
+        changed = dict(kwargs)
+        if changed.get("pin_memory"):
+            changed["pin_memory"] = False
+        device = changed.get("device")
+        if device is not None and torch.device(device).type == "cuda":
+            changed["device"] = _CPU
+        return func(*args, **changed)
+
+
+class _Stream:
+    """Stands for a CUDA stream or event: work on a CPU is done when its call returns, so nothing is to be awaited."""
+
+    def __getattr__(self, name: str) -> Callable[..., "_Stream"]:
+        return lambda *args, **kwargs: self
+
+    def __enter__(self) -> "_Stream":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        return None
+
+
+def _answer_cuda_questions() -> None:
+    from megatron.core.models.common.embeddings import rope_utils
+    from megatron.core.tensor_parallel import random
+
+    def nothing(*args: object, **kwargs: object) -> None:
+        return None
+
+    def stream(*args: object, **kwargs: object) -> _Stream:
+        return _Stream()
+
+    def get_state(*args: object, **kwargs: object) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    def set_state(state: torch.Tensor, *args: object, **kwargs: object) -> None:
+        torch.set_rng_state(state)
+
+    answers: dict[str, Callable[..., object]] = {
+        "current_device": lambda: _CPU,
+        "manual_seed": torch.manual_seed,
+        "get_rng_state": get_state,
+        "set_rng_state": set_state,
+    }
+    answers |= dict.fromkeys(("synchronize", "empty_cache", "set_device", "reset_peak_memory_stats"), nothing)
+    answers |= dict.fromkeys(("current_stream", "default_stream", "Stream", "Event", "stream"), stream)
+    for name, answer in answers.items():
+        setattr(torch.cuda, name, answer)
+    random._get_cuda_rng_state = get_state
+    random._set_cuda_rng_state = set_state
+
+    def no_fused_rope(*args: object, **kwargs: object) -> None:
+        raise Unsupported("apply_rope_fusion needs Transformer Engine")
+
+    if rope_utils.fused_apply_rotary_pos_emb is None:
+        rope_utils.fused_apply_rotary_pos_emb = no_fused_rope  # never called: adapt() switches the fusion off

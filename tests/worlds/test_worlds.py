@@ -1,0 +1,84 @@
+"""Every layout trains as one process does: same data, same initial weights, fp32, full learning rate, no warm-up."""
+
+import math
+
+import pytest
+from world_support import SEQUENCE, VOCABULARY, Case, Difference, Record, batches, run_cases, run_reference
+
+TOLERANCE = 1e-4  # losses, gradient norms (relative), final parameters (norm of difference / norm)
+GRADIENT_TOLERANCE = 1e-5  # of step 1, by name
+
+
+@pytest.fixture(scope="module")
+def reference() -> Record:
+    record = run_reference(Case())
+    fall = record.losses[0] - record.losses[-1]
+    assert fall >= 0.5, f"the reference's loss fell by {fall:.2f} only: equality after it would say little"
+    return record
+
+
+def check(case: Case, difference: Difference) -> None:
+    print(f"{case}: {difference}")
+    assert difference.loss <= TOLERANCE, difference
+    assert difference.grad_norm <= TOLERANCE, difference
+    assert difference.parameter <= TOLERANCE, difference
+    if case.distributed_optimizer:
+        assert math.isnan(difference.gradient)  # the buffer holds pieces
+    else:
+        assert difference.gradient <= GRADIENT_TOLERANCE, difference
+
+
+def test_data_hit_every_vocabulary_shard() -> None:
+    """A collective of the cross entropy that is broken for one shard is invisible to data that miss the shard."""
+    labels = [batch["labels"] for batch in batches(0, 0, 1)]
+    for half in range(2):
+        in_shard = sum(int(((label * 2) // VOCABULARY == half).sum()) for label in labels)
+        assert in_shard > SEQUENCE, f"shard {half} of 2 has {in_shard} labels"
+
+
+def test_two_processes(reference: Record) -> None:
+    cases = [
+        Case(tensor=2, distributed_optimizer=False),
+        Case(tensor=2, distributed_optimizer=False, sequence_parallel=False),
+        Case(pipeline=2, distributed_optimizer=False),
+        Case(data=2, distributed_optimizer=True, overlap=True),
+    ]
+    for case, difference in zip(cases, run_cases(cases, dict.fromkeys(cases, reference)), strict=True):
+        check(case, difference)
+
+
+def test_four_processes(reference: Record) -> None:
+    cases = [
+        Case(tensor=2, pipeline=2, distributed_optimizer=False),
+        Case(tensor=2, data=2, distributed_optimizer=True),
+    ]
+    for case, difference in zip(cases, run_cases(cases, dict.fromkeys(cases, reference)), strict=True):
+        check(case, difference)
+
+
+def test_families_and_tied_embeddings() -> None:
+    """LayerNorm, biases, learned positions; QK norm; an embedding shared by the first and last pipeline stage."""
+    cases = [
+        Case(tensor=2, family="gpt", tied=True, distributed_optimizer=False),
+        Case(tensor=2, family="qwen", distributed_optimizer=False),
+        Case(pipeline=2, tied=True, distributed_optimizer=False),
+    ]
+    references = {case: run_reference(case) for case in cases}
+    for case, difference in zip(cases, run_cases(cases, references), strict=True):
+        check(case, difference)
+
+
+def test_full_recompute_changes_nothing(reference: Record) -> None:
+    case = Case(recompute=True, distributed_optimizer=False)
+    [difference] = run_cases([case], {case: reference})
+    assert difference.loss == 0.0
+    assert difference.parameter <= 1e-6
+
+
+def test_bf16_trains() -> None:
+    """bf16 rounds at other places in another layout, so only losses are compared, to 2e-2."""
+    case = Case(tensor=2, bf16=True)
+    reference = run_reference(case)
+    assert reference.losses[0] - reference.losses[-1] >= 0.5
+    [difference] = run_cases([case], {case: reference})
+    assert difference.loss <= 2e-2, difference

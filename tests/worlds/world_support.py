@@ -1,0 +1,397 @@
+"""Worlds of processes on one machine, and the comparison of what they trained with what one process trains.
+
+A world is forked from the test's process, which has imported torch and Megatron-Core already: starting one costs about a
+second, where torchrun would import everything in every process.
+"""
+
+import os
+import pickle
+import signal
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message=".*Transformer Engine and Apex are not installed.*")
+    warnings.filterwarnings("ignore", message="Apex is not installed.*")
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    import torch
+    import torch.distributed as dist
+    from megatron.core import parallel_state
+    from megatron.core.distributed import DistributedDataParallelConfig
+    from megatron.core.optimizer import OptimizerConfig
+    from megatron.core.transformer import TransformerConfig
+
+    from trainwright.runtime.megatron import loop, model, parallel, platform
+from torch import Tensor
+
+VOCABULARY, SEQUENCE, GLOBAL_BATCH, MICRO_BATCH, STEPS = 256, 32, 8, 2, 10
+HEAD_DIM = 16
+LEARNING_RATE = 3e-3
+
+T = TypeVar("T")
+
+
+class WorldFailed(AssertionError):
+    """A rank raised, died or hung; the message holds the first rank's traceback."""
+
+
+def run_world(size: int, work: Callable[[], T], timeout_s: float = 120) -> list[T]:
+    """Fork `size` ranks joined over gloo, run `work` in each, return what each returned (pickled), by rank."""
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.monotonic()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=DeprecationWarning)  # fork of a process that has threads
+            ranks = {_fork_rank(rank, size, Path(folder), work): rank for rank in range(size)}
+        alive, reason = set(ranks), ""
+        while alive:
+            for pid in list(alive):
+                ended, status = os.waitpid(pid, os.WNOHANG)
+                if ended:
+                    alive.discard(pid)
+                    if status and not reason:
+                        reason = f"rank {ranks[pid]} ended with status {status}"
+                        _wait_for_others(alive, 2.0)
+            if time.monotonic() - started > timeout_s:
+                reason = reason or f"no end after {timeout_s} s"
+            if reason:
+                for pid in alive:
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
+                alive = set()
+            time.sleep(0.02)
+        if reason:
+            errors = [path.read_text() for path in sorted(Path(folder).glob("error-*"))]
+            raise WorldFailed("\n".join([reason, *errors]))
+        return [pickle.loads((Path(folder) / f"result-{rank}").read_bytes()) for rank in range(size)]
+
+
+def _wait_for_others(pids: set[int], seconds: float) -> None:
+    """A rank that fails takes the others along by itself, mostly: give them time to write down why."""
+    end = time.monotonic() + seconds
+    while pids and time.monotonic() < end:
+        for pid in list(pids):
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                pids.discard(pid)
+        time.sleep(0.02)
+
+
+def _fork_rank(rank: int, size: int, folder: Path, work: Callable[[], Any]) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        torch.set_num_threads(1)
+        output = os.open(folder / f"log-{rank}", os.O_WRONLY | os.O_CREAT)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        platform.install()
+        warnings.simplefilter("ignore")
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
+        (folder / f"result-{rank}").write_bytes(pickle.dumps(work()))
+        dist.destroy_process_group()
+        code = 0
+    except BaseException:
+        (folder / f"error-{rank}").write_text(f"rank {rank}: {traceback.format_exc()}")
+    finally:
+        os._exit(code)
+
+
+# ---- what is trained ----
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training run of a small model."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    data: int = 1
+    family: str = "llama"  # "llama" | "gpt" | "qwen"
+    tied: bool = False
+    distributed_optimizer: bool = True
+    overlap: bool = False
+    sequence_parallel: bool = True  # where tensor > 1
+    bf16: bool = False
+    steps: int = STEPS
+    recompute: bool = False
+
+    @property
+    def layout(self) -> parallel.Parallel:
+        return parallel.Parallel(self.tensor, self.pipeline, self.data)
+
+    def __str__(self) -> str:
+        words = [f"{name} {n}" for name in ("tensor", "pipeline", "data") if (n := getattr(self, name)) > 1]
+        flags = [
+            name for name in ("tied", "distributed_optimizer", "overlap", "bf16", "recompute") if getattr(self, name)
+        ]
+        return " x ".join(words or ["one process"]) + f" ({', '.join([self.family, *flags])})"
+
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {
+        "normalization": "RMSNorm",
+        "gated_linear_unit": True,
+        "activation_func": torch.nn.functional.silu,
+        "add_bias_linear": False,
+        "num_query_groups": 2,
+    },
+    "gpt": {
+        "normalization": "LayerNorm",
+        "gated_linear_unit": False,
+        "activation_func": torch.nn.functional.gelu,
+        "add_bias_linear": True,
+        "num_query_groups": 4,
+    },
+    "qwen": {
+        "normalization": "RMSNorm",
+        "gated_linear_unit": True,
+        "activation_func": torch.nn.functional.silu,
+        "add_bias_linear": False,
+        "num_query_groups": 2,
+        "qk_layernorm": True,
+    },
+}
+
+
+def literals(case: Case) -> tuple[platform.Literals, model.Embedding]:
+    """The configs that a program for this case would hold."""
+    dtype = torch.bfloat16 if case.bf16 else torch.float32
+    config = TransformerConfig(
+        num_layers=4,
+        hidden_size=64,
+        ffn_hidden_size=128,
+        num_attention_heads=4,
+        kv_channels=HEAD_DIM,
+        layernorm_epsilon=1e-5,
+        attention_dropout=0.0,
+        hidden_dropout=0.0,
+        init_method_std=0.08,
+        tensor_model_parallel_size=case.tensor,
+        pipeline_model_parallel_size=case.pipeline,
+        sequence_parallel=case.sequence_parallel and case.tensor > 1,
+        bf16=case.bf16,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        recompute_granularity="full" if case.recompute else None,
+        recompute_method="uniform" if case.recompute else None,
+        recompute_num_layers=1 if case.recompute else None,
+        **FAMILIES[case.family],
+    )
+    ddp = DistributedDataParallelConfig(
+        use_distributed_optimizer=case.distributed_optimizer,
+        overlap_grad_reduce=case.overlap,
+        overlap_param_gather=case.overlap and case.distributed_optimizer,
+        grad_reduce_in_fp32=True,
+    )
+    optimizer = OptimizerConfig(
+        optimizer="adam",
+        lr=LEARNING_RATE,
+        min_lr=LEARNING_RATE,
+        weight_decay=0.1,
+        adam_beta1=0.9,
+        adam_beta2=0.95,
+        clip_grad=1.0,
+        bf16=case.bf16,
+        params_dtype=dtype,
+        use_distributed_optimizer=case.distributed_optimizer,
+        overlap_param_gather=case.overlap and case.distributed_optimizer,
+    )
+    learned = case.family == "gpt"
+    embedding = model.Embedding(
+        vocab_size=VOCABULARY,
+        padded_vocab_size=VOCABULARY,
+        sequence_length=SEQUENCE,
+        positions="learned" if learned else "rope",
+        rotary_base=0 if learned else 10_000,
+        tied=case.tied,
+    )
+    return platform.Literals(config, ddp, optimizer, "local"), embedding
+
+
+def batches(step: int, data_rank: int, data_size: int) -> list[dict[str, Tensor]]:
+    """The micro-batches of a step and data rank: small steps around the whole vocabulary, so every shard is hit."""
+    generator = torch.Generator().manual_seed(1000 + step)
+    start = torch.randint(0, VOCABULARY, (GLOBAL_BATCH, 1), generator=generator)
+    strides = torch.randint(1, 5, (GLOBAL_BATCH, SEQUENCE), generator=generator) * 7
+    text = torch.cat([start, strides], 1).cumsum(1) % VOCABULARY
+    share = GLOBAL_BATCH // data_size
+    mine = text[data_rank * share : (data_rank + 1) * share]
+    return [
+        {
+            "tokens": piece[:, :-1].contiguous(),
+            "labels": piece[:, 1:].contiguous(),
+            "loss_mask": torch.ones(MICRO_BATCH, SEQUENCE),
+            "position_ids": torch.arange(SEQUENCE).repeat(MICRO_BATCH, 1),
+        }
+        for piece in mine.split(MICRO_BATCH)
+    ]
+
+
+@dataclass
+class Record:
+    """What one rank of a run saw. Tensors are this rank's own, by canonical name (see `named`)."""
+
+    losses: list[float] = field(default_factory=list)
+    grad_norms: list[float] = field(default_factory=list)
+    initial: dict[str, Tensor] = field(default_factory=dict)
+    gradients: dict[str, Tensor] = field(default_factory=dict)  # of step 1; empty with the distributed optimizer
+    final: dict[str, Tensor] = field(default_factory=dict)
+
+
+def build(case: Case, initial: dict[str, Tensor] | None = None) -> model.Model:
+    """This rank's model of `case`, with `initial` (one process's weights) where given."""
+    here = parallel.start(case.layout, seed=1)
+    written, embedding = literals(case)
+    used, _ = here.adapt(written)
+    built = model.build(used, embedding, here)
+    if initial is not None:
+        with torch.no_grad():
+            for name, parameter in named(built):
+                parameter.copy_(shard(initial[name], parameter, name, gated=used.model.gated_linear_unit))
+        built.optimizer.reload_model_params()
+    return built
+
+
+def train(built: model.Model, steps: Sequence[int]) -> Record:
+    """Train the given steps at the full learning rate."""
+    record = Record(initial=snapshot(built))
+    take_step = built.optimizer.step
+
+    def keep_gradients() -> Any:
+        if not record.gradients and not built.ddp.ddp_config.use_distributed_optimizer:
+            record.gradients = {name: parameter.main_grad.clone() for name, parameter in named(built)}
+        return take_step()
+
+    built.optimizer.step = keep_gradients
+    for group in built.optimizer.param_groups:
+        group["lr"], group["weight_decay"] = LEARNING_RATE, 0.1 * group["wd_mult"]
+    rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+    for step in steps:
+        result = loop.train_step(built, batches(step, rank, size))
+        record.losses.append(result.loss)
+        record.grad_norms.append(result.grad_norm)
+    built.optimizer.step = take_step
+    if built.overlaps_param_gather:
+        built.ddp.start_param_sync(force_sync=True)
+    record.final = snapshot(built)
+    return record
+
+
+def named(built: model.Model) -> Iterator[tuple[str, Tensor]]:
+    """Parameters by the name that they have in one process: layers counted over the whole pipeline, a tied output
+    layer under its embedding's name."""
+    for name, parameter in built.gpt.named_parameters():
+        parts = name.split(".")
+        if parts[:2] == ["decoder", "layers"]:
+            parts[2] = str(built.gpt.decoder.layers[int(parts[2])].layer_number - 1)
+        canonical = ".".join(parts)
+        if built.embedding.tied and canonical == "output_layer.weight":
+            canonical = "embedding.word_embeddings.weight"
+        yield canonical, parameter
+
+
+def snapshot(built: model.Model) -> dict[str, Tensor]:
+    return {name: parameter.detach().float().clone() for name, parameter in named(built)}
+
+
+def shard(whole: Tensor, local: Tensor, name: str, *, gated: bool) -> Tensor:
+    """This tensor rank's piece of one process's tensor. Gate and up projection are cut each for itself."""
+    rank, piece = parallel_state.get_tensor_model_parallel_rank(), whole
+    for dimension in range(whole.dim()):
+        pieces = whole.shape[dimension] // local.shape[dimension]
+        if pieces > 1 and gated and "linear_fc1" in name:
+            piece = torch.cat([half.chunk(pieces, dimension)[rank] for half in piece.chunk(2, dimension)], dimension)
+        elif pieces > 1:
+            piece = piece.chunk(pieces, dimension)[rank]
+    assert piece.shape == local.shape, f"{name}: {tuple(piece.shape)} is not {tuple(local.shape)}"
+    return piece
+
+
+# ---- comparison ----
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far a run is from one process: largest relative differences over steps; worst tensors over all ranks, as
+    norm of the difference / norm."""
+
+    loss: float
+    grad_norm: float
+    gradient: float  # nan where the buffer does not hold whole gradients
+    gradient_name: str
+    parameter: float
+    parameter_name: str
+
+    def __str__(self) -> str:
+        return (
+            f"losses {self.loss:.1e}, gradient norms {self.grad_norm:.1e}, step-1 gradients {self.gradient:.1e}, "
+            f"parameters {self.parameter:.1e}"
+        )
+
+
+def compare(record: Record, reference: Record, *, gated: bool) -> Difference:
+    """Compare this rank's record with one process's; every rank of the world calls it, and gets the world's worst."""
+
+    def worst(mine: dict[str, Tensor], whole: dict[str, Tensor]) -> tuple[float, str]:
+        distances = []
+        for name, local in mine.items():
+            expected = _determined(name, shard(whole[name], local, name, gated=gated))
+            tensor = _determined(name, local)
+            distance = float((tensor - expected).norm() / expected.norm().clamp(min=1e-12))
+            distances.append((distance if distance == distance else float("inf"), name))
+        everyone: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, max(distances, default=(float("nan"), "")))
+        return max(everyone)
+
+    def relative(mine: list[float], whole: list[float]) -> float:
+        return max(abs(a - b) / abs(b) for a, b in zip(mine, whole, strict=True))
+
+    gradient, gradient_name = worst(record.gradients, reference.gradients)
+    parameter, parameter_name = worst(record.final, reference.final)
+    return Difference(
+        relative(record.losses, reference.losses),
+        relative(record.grad_norms, reference.grad_norms),
+        gradient,
+        gradient_name,
+        parameter,
+        parameter_name,
+    )
+
+
+def _determined(name: str, tensor: Tensor) -> Tensor:
+    """Leave out the key part of a bias of queries, keys and values (here one query head a group). Without RoPE it adds the
+    same number to every score of a query, which softmax ignores: its gradient is rounding noise, which Adam scales up."""
+    if not name.endswith("linear_qkv.bias"):
+        return tensor
+    return tensor.view(-1, 3, HEAD_DIM)[:, (0, 2)]
+
+
+def run_reference(case: Case) -> Record:
+    """One process's run of the same model, with the ordinary optimizer so that step-1 gradients are whole."""
+    one = Case(family=case.family, tied=case.tied, bf16=case.bf16, steps=case.steps, distributed_optimizer=False)
+    return run_world(1, lambda: train(build(one), range(one.steps)))[0]
+
+
+def run_cases(cases: Sequence[Case], references: dict[Case, Record]) -> list[Difference]:
+    """Train each case in one world (all must need the same number of processes), compared with its reference."""
+
+    def work() -> list[Difference]:
+        found = []
+        for case in cases:
+            reference = references[case]
+            record = train(build(case, reference.initial), range(case.steps))
+            found.append(compare(record, reference, gated=FAMILIES[case.family]["gated_linear_unit"]))
+            parallel.stop()
+        return found
+
+    sizes = {case.layout.world_size for case in cases}
+    assert len(sizes) == 1, "one world has one size"
+    return run_world(sizes.pop(), work)[0]
