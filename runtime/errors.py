@@ -61,4 +61,10 @@ class Unsupported(RunError):
     exit_code = 28
 
 
+class Diverged(RunError):
+    """The loss or the gradients of a training run are no numbers any more."""
+
+    exit_code = 29
+
+
 INTERRUPTED = 130  # Ctrl-C, as shells count it
