@@ -70,8 +70,8 @@ class Data:
     sources: tuple[Source, ...]
     mixture: str  # "weighted" | "by_tokens" (each source in proportion to its tokens)
     budget_tokens: int  # tokens to train on (steps x tokens a step is this, rounded to whole steps)
-    validation_fraction: float  # of the groups of documents
-    test_fraction: float
+    validation_fraction: float  # of each source's bytes, in whole groups of documents
+    test_fraction: float  # likewise
     tokenizer: str  # "byte_bpe"
 
 

@@ -132,10 +132,12 @@ class DataSpec(_Section):
         default=None, description="tokens to train on (count), such as 1.4T; absent: chosen from the size or the budget"
     )
     validation: HeldOut | None = Field(
-        default=None, description="part held out for validation (fraction of the groups of documents)"
+        default=None,
+        description="part held out for validation (fraction of each source's bytes, in whole groups of documents)",
     )
     test: HeldOut | None = Field(
-        default=None, description="part held out for the final test (fraction of the groups of documents)"
+        default=None,
+        description="part held out for the final test (fraction of each source's bytes, in whole groups of documents)",
     )
 
 

@@ -284,13 +284,17 @@ def test_a_changed_program_runs_again_and_what_follows_only_if_its_output_change
 
 
 def test_what_a_done_stage_left_is_kept_when_it_runs_again(chain: Made) -> None:
+    """An edited program may find its checkpoints (another layout resumes them); a forced run begins with nothing."""
     chain.run()
     (chain.path / "work" / "count" / "checkpoints").mkdir()
-    chain.edit("count", "leave(str(", 'assert not (WORK / "count/checkpoints").exists()\nleave("n" + str(')
+    chain.edit("count", "leave(str(", 'assert not (WORK / "count/output").exists()\nleave("n" + str(')
     chain.run()
     assert (chain.path / "work/count/previous-1/output/result.txt").read_text() == "5"
-    assert (chain.path / "work/count/previous-1/checkpoints").is_dir()
+    assert (chain.path / "work/count/checkpoints").is_dir()
     assert (chain.path / "work/count/output/result.txt").read_text() == "n5"
+    chain.run("--from", "count")
+    assert (chain.path / "work/count/previous-2/checkpoints").is_dir()
+    assert not (chain.path / "work/count/checkpoints").exists()
 
 
 def test_an_edit_of_a_docstring_is_said_and_runs_nothing(chain: Made) -> None:

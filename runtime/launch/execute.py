@@ -76,6 +76,7 @@ class _Attempt:
     program_id: str
     inputs: dict[str, str]
     afresh: bool  # nothing of earlier attempts may be resumed
+    replaces: bool  # an earlier attempt was done: its output is not this one's
 
 
 @dataclass(frozen=True)
@@ -116,21 +117,23 @@ class _Run:
         if not reason:
             self.show.say(f"{stage.name}: unchanged, done at {before.ended}")
             return before.output_id
-        stale = before.state == "done" or forced != "" or changed_input(before.inputs, inputs) != ""
-        attempt = _Attempt(before.attempts + 1, program_id, inputs, afresh=before.attempts > 0 and stale)
+        # A done stage whose program alone changed may still find its checkpoints: another layout resumes them, and a stage
+        # that trains something else knows by its run_id.
+        afresh = before.attempts > 0 and (forced != "" or changed_input(before.inputs, inputs) != "")
+        attempt = _Attempt(before.attempts + 1, program_id, inputs, afresh, replaces=before.state == "done")
         if before.attempts == 0:
             self.show.say(f"{stage.name}: runs")
         else:
-            self.show.say(f"{stage.name}: {'runs again' if attempt.afresh else 'goes on'}: {reason}")
+            self.show.say(f"{stage.name}: {'runs again' if afresh or attempt.replaces else 'goes on'}: {reason}")
         result = self._attempt(stage, attempt)
         self.hashes.save()
         return result
 
     def _attempt(self, stage: Stage, attempt: _Attempt) -> str:
         folder, spent_s = self.workspace.stage(stage.name), self.state[stage.name].duration_s
-        if attempt.afresh:
+        if attempt.afresh or attempt.replaces:
             spent_s = 0.0
-            kept = set_aside(folder, attempt.number - 1)
+            kept = set_aside(folder, attempt.number - 1, all_of_it=attempt.afresh)
             if kept:
                 self.show.say(f"{stage.name}: what it left before is kept in {kept}")
         folder.progress.unlink(missing_ok=True)
@@ -169,15 +172,17 @@ class _Run:
         raise error
 
 
-def set_aside(folder: StageFolder, attempt: int) -> Path | None:
-    """Move what earlier attempts left (not their logs) to `previous-<attempt>/`; that folder, or None where there was nothing.
+def set_aside(folder: StageFolder, attempt: int, *, all_of_it: bool) -> Path | None:
+    """Move what earlier attempts left to `previous-<attempt>/`: the output, or all but the logs. That folder, or None where
+    there was nothing.
 
-    A program resumes what it finds. It must not find the work of another program or of other inputs, nor may that be lost.
+    A program resumes what it finds. It must not find the work on other inputs, nor may that be lost.
     """
     if not folder.path.is_dir():
         return None
     names = sorted(path.name for path in folder.path.iterdir())
-    found = [name for name in names if name != folder.log.name and not name.startswith("previous-")]
+    stays = [folder.log.name] if all_of_it else [name for name in names if name != folder.output.name]
+    found = [name for name in names if name not in stays and not name.startswith("previous-")]
     if not found:
         return None
     target = folder.path / f"previous-{attempt}"
