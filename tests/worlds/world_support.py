@@ -58,6 +58,7 @@ def run_world(size: int, work: Callable[[], T], timeout_s: float = 120) -> list[
                     if status and not reason:
                         reason = f"rank {ranks[pid]} ended with status {status}"
                         _wait_for_others(alive, 2.0)
+                        break
             if time.monotonic() - started > timeout_s:
                 reason = reason or f"no end after {timeout_s} s"
             if reason:

@@ -1,0 +1,186 @@
+"""Checkpoints of model and optimizer: Megatron-Core's dist_checkpointing, in a form that any layout can load.
+
+    checkpoints/step-000100/   complete when its metadata.json is there, which Megatron-Core writes last
+    checkpoints/latest.json    {"step": 100, "path": "step-000100"}, written after the save returned
+
+A folder is never written twice: saving over a complete checkpoint would destroy it long before the new one is whole.
+"""
+
+import contextlib
+import json
+import queue
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+from torch.distributed.checkpoint.api import CheckpointException
+
+from trainwright.runtime.errors import CheckpointError
+from trainwright.runtime.megatron.adam_state import fill_empty_state, load_optimizer
+from trainwright.runtime.megatron.model import Model
+from trainwright.runtime.workspace import write_json
+
+LATEST = "latest.json"
+IDENTITY = "run.json"
+COMPLETE = "metadata.json"  # Megatron-Core's own, its last file
+# "fully_reshardable": the one form of the distributed optimizer's state that loads in every layout (0.16.1). The other key
+# keeps the names of an optimizer's parts the same whether there are one or two.
+CONTENT = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What must be the same for a checkpoint to be resumed."""
+
+    run_id: str  # of what is trained
+    inputs: str  # of the data that it is trained on
+
+
+@dataclass(frozen=True)
+class Found:
+    """A complete checkpoint."""
+
+    step: int  # finished optimizer steps
+    path: Path
+
+
+class Checkpoints:
+    """The checkpoints of one stage. All ranks call each method together; rank 0 alone touches names and old folders."""
+
+    def __init__(self, folder: Path, identity: Identity, *, keep_last: int, log: Callable[[str], None]) -> None:
+        self._folder, self._identity, self._keep, self._log = folder, identity, max(1, keep_last), log
+
+    def prepare(self) -> Found | None:
+        """The newest complete checkpoint of this run, if any. Checkpoints of another run or other inputs are moved
+        aside to `<folder>-<their run_id>`; torn ones are passed over. The log says so."""
+        box: list[Any] = [None]
+        if dist.get_rank() == 0:
+            box[0] = self._find()
+        dist.broadcast_object_list(box, src=0)
+        found: Found | None = box[0]
+        return found
+
+    def save(self, model: Model, step: int) -> Path:
+        """Write a checkpoint of `step` finished steps, then `latest.json`, then remove what is not kept."""
+        path = self._path(step)
+        if model.overlaps_param_gather:
+            model.ddp.start_param_sync(force_sync=True)
+        if dist.get_rank() == 0:
+            shutil.rmtree(path, ignore_errors=True)  # torn, else this step would not be trained again
+            path.mkdir(parents=True)
+            write_json(
+                path / IDENTITY,
+                {**asdict(self._identity), "step": step, "distributed_optimizer": _is_distributed(model)},
+            )
+        dist.barrier()
+        with _queue_in_this_process():
+            dist_checkpointing.save(_state(model, loading=False), str(path), content_metadata=dict(CONTENT))
+        if dist.get_rank() == 0:
+            write_json(self._folder / LATEST, {"step": step, "path": path.name})
+            kept = [folder for folder in self._step_folders() if _is_complete(folder)][: self._keep]
+            for folder in self._step_folders():
+                if folder not in kept:
+                    shutil.rmtree(folder)
+        return path
+
+    def load(self, model: Model, found: Found) -> None:
+        """Load model and optimizer, whatever layout saved them. Raises CheckpointError when they do not fit."""
+        saved = _read_json(found.path / IDENTITY)
+        if saved["distributed_optimizer"] != _is_distributed(model):
+            kinds = {True: "the distributed optimizer", False: "the ordinary optimizer"}
+            raise CheckpointError(
+                f"{found.path} was saved by {kinds[saved['distributed_optimizer']]}, and this program uses "
+                f"{kinds[not saved['distributed_optimizer']]}: set use_distributed_optimizer as it was"
+            )
+        fill_empty_state(model.optimizer)
+        try:
+            state = dist_checkpointing.load(_state(model, loading=True), str(found.path))
+            model.gpt.load_state_dict(state["model"])
+            load_optimizer(model.optimizer, state["optimizer"])
+        # CheckpointException, torch's own, is no Exception
+        except (Exception, CheckpointException) as error:
+            raise CheckpointError(
+                f"{found.path} does not fit this model, or is damaged: {_first_line(error)}. Delete that folder to go on "
+                "from the checkpoint before it, or undo the change to the program"
+            ) from error
+
+    def _path(self, step: int) -> Path:
+        return self._folder / f"step-{step:06d}"
+
+    def _step_folders(self) -> list[Path]:
+        """Newest first; complete and torn ones."""
+        folders = [path for path in self._folder.glob("step-*") if path.name[5:].isdigit()]
+        return sorted(folders, key=lambda path: int(path.name[5:]), reverse=True)
+
+    def _find(self) -> Found | None:
+        for path in self._step_folders():
+            if not _is_complete(path):
+                self._log(f"checkpoint {path.name} is torn (its save was interrupted): passed over")
+                continue
+            saved = _read_json(path / IDENTITY)
+            identity = Identity(saved["run_id"], saved["inputs"])
+            if identity == self._identity:
+                return Found(saved["step"], path)
+            self._set_aside(identity)
+            return None
+        return None
+
+    def _set_aside(self, other: Identity) -> None:
+        aside = self._folder.with_name(f"{self._folder.name}-{other.run_id}")
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = self._folder.with_name(f"{self._folder.name}-{other.run_id}-{number}")
+        self._folder.rename(aside)
+        difference = (
+            f"run {other.run_id}, and this is {self._identity.run_id}"
+            if other.run_id != self._identity.run_id
+            else "this run on other inputs"
+        )
+        self._log(f"checkpoints of {difference}: moved to {aside.name}; training starts anew")
+
+
+def _state(model: Model, *, loading: bool) -> dict[str, Any]:
+    state: dict[str, Any] = {"model": model.gpt.sharded_state_dict(metadata=dict(CONTENT))}
+    state["optimizer"] = model.optimizer.sharded_state_dict(dict(state), is_loading=loading, metadata=dict(CONTENT))
+    return state
+
+
+def _is_complete(folder: Path) -> bool:
+    return (folder / COMPLETE).exists() and (folder / IDENTITY).exists()
+
+
+def _is_distributed(model: Model) -> bool:
+    return bool(model.ddp.ddp_config.use_distributed_optimizer)
+
+
+@contextlib.contextmanager
+def _queue_in_this_process() -> Iterator[None]:
+    """Megatron-Core collects results of a save in a queue of a process that it starts by spawn, which imports everything
+    anew in every rank (10 s instead of 1 s at 4 processes). A synchronous save is read in the process that wrote it."""
+    original = filesystem_async._get_write_results_queue
+    results: queue.Queue[Any] = queue.Queue()
+    filesystem_async._get_write_results_queue = lambda: results
+    try:
+        yield
+    finally:
+        filesystem_async._get_write_results_queue = original
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}): delete the folder that it lies in") from error
+    return value
+
+
+def _first_line(error: BaseException) -> str:
+    text = f"{type(error).__name__}: {error}".strip()
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0][:300].rstrip(".")
