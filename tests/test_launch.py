@@ -488,6 +488,14 @@ def test_an_interrupted_stage_whose_input_changed_begins_afresh(bundle: Made) ->
     assert (bundle.path / "work/read/previous-2/output/result.txt").read_text() == "first"
 
 
+def test_a_package_that_is_not_installed_is_named_with_the_fix(bundle: Made) -> None:
+    bundle.add("one", "import no_such_package\n")
+    err = bundle.run(code=26).err
+    assert "error: one: the package no_such_package is not installed" in err
+    assert "pip install 'trainwright[run]'" in err
+    assert "Traceback" not in err
+
+
 def test_a_port_in_use_is_refused_before_anything_starts(bundle: Made) -> None:
     bundle.add("one", LEAVE)
     bundle.add("two", LEAVE, ranks=2)

@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -162,6 +163,10 @@ def stage_error(running: Running, failure: Failure) -> errors.RunError:
                 break
             message.append(line)
         return own("\n".join([f"{name}: {message[0]}", *message[1:], f"  log: {log}"]))
+    absent = re.match(r"ModuleNotFoundError: No module named '(?!trainwright)([\w.]+)'", lines[-1]) if lines else None
+    if absent:
+        fix = "what stages need is installed by pip install 'trainwright[run]'"
+        return errors.MissingExtra(f"{name}: the package {absent[1]} is not installed; {fix}\n  log: {log}")
     what = f"{name}: {blame(running.stage, failure)}"
     end = "\n".join(f"  | {line}" for line in lines[-TAIL_LINES:])
     kind = errors.RankKilled if failure.exit_code < 0 else errors.StageFailed
