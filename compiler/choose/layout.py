@@ -87,7 +87,7 @@ def enumerate_layouts(terms: Terms, open_layout: ResolvedLayout) -> Layouts:
         micro_batch=micro_batch,
         micro_batches=np.maximum(terms.global_batch // (micro_batch * data), 1),
         sequence_parallel=tensor > 1,
-        distributed_optimizer=data > 1,
+        distributed_optimizer=np.ones_like(tensor, dtype=np.bool_),
         recompute=recompute,
         padded_vocab_size=pad_vocabulary(terms.shape.vocab_size, tensor),
     )
@@ -169,7 +169,7 @@ def _reasons(ranked: Layouts, step_s: Floats, counts: str, terms: Terms) -> dict
         "micro_batches": f"global_batch {terms.global_batch} / (micro_batch {best.micro_batch} x data {best.data}) = "
         f"{best.micro_batches}",
         "sequence_parallel": f"on where tensor > 1: activations beside the products are split too; tensor is {best.tensor}",
-        "distributed_optimizer": f"on where data > 1: optimizer states are sharded; data is {best.data}",
+        "distributed_optimizer": "in every layout: states are split over data, and one layout's checkpoint loads in another",
         "padded_vocab_size": f"vocab_size {terms.shape.vocab_size} up to a multiple of {VOCABULARY_MULTIPLE} and of tensor",
     }
     unsearched = dict.fromkeys(("virtual_pipeline", "context", "expert"), "1: not searched yet")
