@@ -218,7 +218,7 @@ def test_any_value_at_any_key_is_accepted_or_one_message(
 
 
 def test_deep_nesting_is_refused(spec: Path) -> None:
-    spec.write_text("a: " + "[" * 20_000, encoding="utf-8")
+    spec.write_text("a: " + "[" * 2_000, encoding="utf-8")
     with pytest.raises(SpecError):
         load_spec(spec)
 
