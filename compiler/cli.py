@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trainwright.compiler.errors import CompileError, IllegalPlanError
+from trainwright.compiler.errors import CompileError
 
 if TYPE_CHECKING:
     from trainwright.compiler.plan import Plan
@@ -213,14 +213,9 @@ def _plan(spec: Path, overrides: list[str] | None) -> tuple["ResolvedSpec", "Pla
 
     resolved = resolve_spec(load_spec(spec, tuple(overrides or ())))
     with _progress("planning"):
-        from trainwright.compiler.check import check_plan
         from trainwright.compiler.choose import choose_plan
 
-        plan = choose_plan(resolved)
-        violations = check_plan(plan)
-    if violations:
-        raise IllegalPlanError("\n".join(violations))
-    return resolved, plan
+        return resolved, choose_plan(resolved)
 
 
 @contextlib.contextmanager

@@ -42,6 +42,7 @@ FREEZE_SHAPE_AFTER = 10  # rounds: two shapes that lead to each other would alte
 ROUNDS = 40
 # Held out of the documents' groups: 12 % for the final test and 4 % for validation leave 84 % for training (custom, no law).
 TEST_FRACTION, VALIDATION_FRACTION = 0.12, 0.04
+LAYOUT_PINS = tuple(f"layout.{name}" for name in ("tensor", "pipeline", "data", "micro_batch", "recompute"))
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def _choose(spec: ResolvedSpec, law: LossLaw, flops_per_s: float, frozen: tuple[
     try:
         layouts = choose_layout(workload, training.global_batch, spec.layout)
     except InfeasibleError as error:
-        raise InfeasibleError(f"{_layout_place(spec)}: {error}") from error
+        raise InfeasibleError(f"{_place(spec, *LAYOUT_PINS, 'compute.nodes')}: {error}") from error
     outside = (*list_extrapolations(law, parameters, tokens), *warnings)
     return _Candidate(ledger, shape, tokens, training, workload, layouts, outside)
 
@@ -128,7 +129,10 @@ def _shape(
         choice = pinned_shape(family, spec.model.shape[0], vocab_size, context)
     else:
         size = choose_size(spec, law, flops_per_s)
-        choice = choose_shape(family, size.value, vocab_size, context)
+        try:
+            choice = choose_shape(family, size.value, vocab_size, context)
+        except InfeasibleError as error:
+            raise InfeasibleError(f"{_place(spec, 'model.size', 'data.tokens', 'compute.budget')}: {error}") from error
         wanted = f"; {size.value:,.0f} parameters wanted: {size.text}"
     for path, reason in choice.reasons.items():
         name = path.removeprefix("shape.")
@@ -149,10 +153,10 @@ def _context_length(spec: ResolvedSpec, ledger: Ledger) -> int:
     return ledger.note("training.context_length", context, "fact", text, pin="model.context_length")
 
 
-def _layout_place(spec: ResolvedSpec) -> str:
-    """Where the user stands in the way of a layout: the first pin on it, else the devices."""
-    path = next((path for path in spec.pins if path.startswith("layout.")), "compute.nodes")
-    return f"{spec.pins[path]}: {path}" if path in spec.pins else "compute"
+def _place(spec: ResolvedSpec, *paths: str) -> str:
+    """The first of these spec paths that the user wrote, with its place: what stands in the way."""
+    path = next((path for path in paths if path in spec.pins), paths[-1])
+    return f"{spec.pins[path]}: {path}" if path in spec.pins else path
 
 
 def _require_budget(spec: ResolvedSpec, chosen: _Candidate) -> None:
@@ -170,10 +174,10 @@ def _require_budget(spec: ResolvedSpec, chosen: _Candidate) -> None:
     }[budget.kind]
     if needed <= budget.amount * (1 + 1e-6):
         return
-    place = spec.pins.get("compute.budget", "compute.budget")
+    place = _place(spec, "compute.budget")
     wanted, allowed = format_quantity(budget.kind, needed), format_quantity(budget.kind, budget.amount)
     raise InfeasibleError(
-        f"{place}: compute.budget: {chosen.training.steps:,} steps x {chosen.layouts.step_s:.3g} s on {compute.devices} x "
+        f"{place}: {chosen.training.steps:,} steps x {chosen.layouts.step_s:.3g} s on {compute.devices} x "
         f"{compute.device.name} need {wanted}, the budget is {allowed}: {needed / budget.amount:.3g} times as much; "
         "lower data.tokens or model.size, add devices, or raise the budget"
     )

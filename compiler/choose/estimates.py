@@ -1,5 +1,6 @@
 """What a chosen plan will do: the estimates that stand in plan.json and in the programs' docstrings."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,13 +32,14 @@ def make_estimates(
     parameters = count_parameters(shape, context)
     model_flops = model_flops_per_token(shape, context) * tokens
     cost = estimate_cost(training.steps, step_s, workload.devices, price_usd_per_device_hour)
+    loss = predict_loss(law, parameters, training.steps * tokens)
     mfu = estimate_mfu(model_flops, step_s, workload.devices, workload.device.peak_flops_per_s[workload.precision])
     return Estimates(
         parameters=parameters,
         active_parameters=count_active_parameters(shape, context),
         model_flops_per_step=round_leaf(model_flops),
         executed_flops_per_step=round_leaf(float(executed_flops_per_token(workload, ranked)[0]) * tokens),
-        predicted_loss=round_leaf(predict_loss(law, parameters, training.steps * tokens)),
+        predicted_loss=round_leaf(loss) if loss < math.log(shape.vocab_size) else 0.0,
         law=law.name,
         step_s=round_leaf(step_s),
         step_s_low=round_leaf(float(time.low[0])),

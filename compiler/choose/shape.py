@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 
+from trainwright.compiler.errors import InfeasibleError
 from trainwright.compiler.estimate.params import count_parameters
 from trainwright.compiler.facts import Family, Rules, make_shape
 from trainwright.compiler.plan import Reason, Shape
@@ -21,6 +22,7 @@ FFN_MULTIPLE = 128
 HEADS = (*range(1, 9), *range(12, 33, 4), *range(40, 1025, 8))
 # Weights of the three departures in ln units: from the count, from the family's width per layer, from its FFN ratio.
 COUNT_WEIGHT, WIDTH_WEIGHT, FFN_WEIGHT = 1.0, 0.2, 0.1
+FARTHEST = 1.5  # times the wanted count: a shape beyond it is not what was asked for
 SAME_COUNT = 0.005  # a published shape whose exact count is this near is the one meant (46.7B is Mixtral 8x7B)
 
 
@@ -86,8 +88,14 @@ def _nearest(family: Family, target: float, vocab_size: int, context_length: int
         )
         return (round(sum(departures), 9), shape.hidden_size)
 
-    shape = min(_candidates(family, target, vocab_size, wanted), key=departure)
-    parameters = count_parameters(shape, context_length)
+    shape = min(_candidates(family, target, vocab_size, wanted), key=departure, default=None)
+    parameters = count_parameters(shape, context_length) if shape else 0
+    if shape is None or not target / FARTHEST <= parameters <= target * FARTHEST:
+        nearest = f"the nearest has {parameters:,}" if shape else "there is none near it"
+        raise InfeasibleError(
+            f"no {family.name} shape with a vocabulary of {vocab_size:,} has about {target:,.0f} parameters: {nearest}; "
+            "the fix: another model.size, data.tokens or compute.budget, a smaller model.vocab_size, or a stated model.shape"
+        )
     return _choice(family, shape, parameters, target, _reasons(family, shape, target, parameters, wanted))
 
 
