@@ -43,11 +43,11 @@ def write_report(bundle: Path, manifest: Manifest, workspace: Workspace) -> Path
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    facts = [(word, _figure(_at(plan, path))) for path, word in PLAN_FIGURES]
+    facts = [(word, _figure(value)) for path, word in PLAN_FIGURES if (value := _at(plan, path))]
     text = environment.get_template("page.html.j2").render(
         name=manifest.name,
         run_id=manifest.run_id,
-        facts=[(word, figure) for word, figure in facts if figure],
+        facts=facts,
         stages=stages,
         has_charts=any(stage["charts"] for stage in stages),
         max_points=MAX_POINTS,
