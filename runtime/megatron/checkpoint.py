@@ -10,7 +10,7 @@ import contextlib
 import json
 import queue
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,18 @@ class Found:
 class Checkpoints:
     """The checkpoints of one stage. All ranks call each method together; rank 0 alone touches names and old folders."""
 
-    def __init__(self, folder: Path, identity: Identity, *, keep_last: int, log: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        identity: Identity,
+        *,
+        keep_last: int,
+        log: Callable[[str], None],
+        companions: Sequence[Path] = (),
+    ) -> None:
+        """`companions`: files and folders that belong to these checkpoints and are set aside with them."""
         self._folder, self._identity, self._keep, self._log = folder, identity, max(1, keep_last), log
+        self._companions = companions
 
     def prepare(self) -> Found | None:
         """The newest complete checkpoint of this run, if any. Checkpoints of another run or other inputs are moved
@@ -137,6 +147,9 @@ class Checkpoints:
             number += 1
             aside = self._folder.with_name(f"{self._folder.name}-{other.run_id}-{number}")
         self._folder.rename(aside)
+        for path in self._companions:
+            if path.exists():
+                path.rename(aside / path.name)
         difference = (
             f"run {other.run_id}, and this is {self._identity.run_id}"
             if other.run_id != self._identity.run_id

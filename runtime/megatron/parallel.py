@@ -66,6 +66,11 @@ def stop() -> None:
     parallel_state.destroy_model_parallel()
 
 
+def data_rank() -> tuple[int, int]:
+    """(this process's data-parallel rank, number of data-parallel ranks)."""
+    return int(parallel_state.get_data_parallel_rank()), int(parallel_state.get_data_parallel_world_size())
+
+
 def check_model(parallel: Parallel, model: Any, *, sequence_length: int, padded_vocab_size: int) -> None:
     """Raise Unsupported, with the arithmetic, where a (hand-edited) program contradicts itself.
 
