@@ -188,7 +188,7 @@ class Estimates:
     active_parameters: int
     model_flops_per_step: float  # Megatron's convention, no recompute, unpadded vocabulary, causal attention halved
     executed_flops_per_step: float  # what runs: recompute, padded vocabulary, causal attention halved
-    predicted_loss: float  # nats a token, in the law's own units; 0.0: more than a uniform guess, so far outside its range
+    predicted_loss: float  # nats a token in the law's own units; 0.0 where it would exceed a uniform guess
     law: str
     step_s: float
     step_s_low: float
