@@ -165,3 +165,16 @@ def test_another_learning_rate_is_another_run(project: Project) -> None:
     assert new["step"] == 20
     assert (project.work / "pretrain" / f"checkpoints-{old}").is_dir()
     assert [row["step"] for row in project.rows()] == [*range(1, 21), 20]
+
+
+def test_a_program_for_cuda_runs_on_a_cpu_and_says_what_it_overrides(project: Project, tmp_path: Path) -> None:
+    """Another family (QK norm), bf16, Transformer Engine, overlap, two pipeline stages: the same literals, run with gloo."""
+    spec = SPEC.replace("device: cpu", "device: h100").replace("family: llama", "family: qwen3").replace("fp32", "bf16")
+    (tmp_path / "spec.yaml").write_text(spec.replace("61440", "10240").replace("corpus/", f"{project.path}/corpus/"))
+    for arguments in (("compile", "spec.yaml", "-o", "bundle", "--set", "layout.pipeline=2"), ("run", "bundle")):
+        done = subprocess.run([TRAINWRIGHT, *arguments], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    log = (tmp_path / "bundle" / "work" / "pretrain" / "log" / "rank-0.log").read_text().splitlines()
+    assert log[1].startswith("platform cpu: overrides layer_spec='transformer_engine' -> 'local'"), log[:5]
+    losses = [json.loads(line) for line in (tmp_path / "bundle/work/pretrain/metrics.jsonl").read_text().splitlines()]
+    assert losses[19]["loss"] < losses[0]["loss"]

@@ -88,10 +88,21 @@ def launch_stage(bundle: Path, stage: Stage, workspace: Workspace, port: int, he
     return Running(stage, process, logs, header, log_starts)
 
 
+# What imports of Megatron-Core 0.16 say where it does without Transformer Engine and Apex (a stage's own first line says what
+# that changes), and torch 2.13 of collectives that Megatron-Core calls by their old names.
+_EXPECTED_WARNINGS = (
+    "Transformer Engine and Apex are not installed",
+    "Apex is not installed",
+    "full scope is deprecated",
+    "`torch.distributed",
+)
+
+
 def _environment(stage: Stage, workspace: Workspace) -> dict[str, str]:
     environment = dict(os.environ)
     environment[WORK_VARIABLE] = str(workspace.work)
     environment[DATA_ROOT_VARIABLE] = str(workspace.data_root)
+    environment.setdefault("PYTHONWARNINGS", ",".join(f"ignore:{message}" for message in _EXPECTED_WARNINGS))
     environment.setdefault("PYTHONUNBUFFERED", "1")  # a log that is up to date when the process is killed
     # As torchrun does for several processes: each with a thread per core would fight for the cores.
     threads = 1 if stage.processes_per_node > 1 else num_cores()
