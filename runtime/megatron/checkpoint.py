@@ -1,6 +1,6 @@
 """Checkpoints of model and optimizer: Megatron-Core's dist_checkpointing, in a form that any layout can load.
 
-    checkpoints/step-000100/   complete when its metadata.json is there, which Megatron-Core writes last
+    checkpoints/step-000100/   complete when its metadata.json (Megatron-Core's last file) and run.json are there
     checkpoints/latest.json    {"step": 100, "path": "step-000100"}, written after the save returned
 
 A folder is never written twice: saving over a complete checkpoint would destroy it long before the new one is whole.
@@ -27,7 +27,7 @@ from trainwright.runtime.workspace import write_json
 
 LATEST = "latest.json"
 IDENTITY = "run.json"
-COMPLETE = "metadata.json"  # Megatron-Core's own, its last file
+COMPLETE = "metadata.json"
 # "fully_reshardable": the one form of the distributed optimizer's state that loads in every layout (0.16.1). The other key
 # keeps the names of an optimizer's parts the same whether there are one or two.
 CONTENT = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
@@ -83,14 +83,14 @@ class Checkpoints:
         if dist.get_rank() == 0:
             shutil.rmtree(path, ignore_errors=True)  # torn, else this step would not be trained again
             path.mkdir(parents=True)
-            write_json(
-                path / IDENTITY,
-                {**asdict(self._identity), "step": step, "distributed_optimizer": _is_distributed(model)},
-            )
         dist.barrier()
         with _queue_in_this_process():
             dist_checkpointing.save(_state(model, loading=False), str(path), content_metadata=dict(CONTENT))
         if dist.get_rank() == 0:
+            write_json(
+                path / IDENTITY,
+                {**asdict(self._identity), "step": step, "distributed_optimizer": _is_distributed(model)},
+            )
             write_json(self._folder / LATEST, {"step": step, "path": path.name})
             kept = [folder for folder in self._step_folders() if _is_complete(folder)][: self._keep]
             for folder in self._step_folders():

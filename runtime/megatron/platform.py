@@ -6,8 +6,10 @@ On CUDA nothing is changed. Without CUDA, Megatron-Core asks for CUDA devices, s
 
 import copy
 import dataclasses
+import logging
 import resource
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -117,6 +119,7 @@ def install() -> None:
     if _installed or torch.cuda.is_available():
         return
     _installed = True
+    warnings.filterwarnings("ignore", message=".*CUDA_DEVICE_MAX_CONNECTIONS")
     _answer_cuda_questions()
     mode: AbstractContextManager[object] = _CpuForCuda()
     mode.__enter__()  # for the rest of the process
@@ -193,6 +196,8 @@ def _answer_cuda_questions() -> None:
         setattr(torch.cuda, name, answer)
     random._get_cuda_rng_state = get_state
     random._set_cuda_rng_state = set_state
+    # Here the two generators that it tells apart are one.
+    logging.getLogger(random.__name__).addFilter(lambda record: "CPU RNG state changed" not in record.getMessage())
 
     def no_fused_rope(*args: object, **kwargs: object) -> None:
         raise Unsupported("apply_rope_fusion needs Transformer Engine")

@@ -5,36 +5,34 @@ test split. Resumes from the newest checkpoint of the same run; the order of the
 """
 
 import hashlib
-import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from tokenizers import Tokenizer
 
 from trainwright.runtime.errors import Unsupported
 from trainwright.runtime.megatron import generate, loop
 from trainwright.runtime.megatron.checkpoint import Checkpoints, Identity
-from trainwright.runtime.megatron.data import HeldOut, TrainingStream, build_heldout, build_training_stream
+from trainwright.runtime.megatron.data import TrainingStream, build_training_stream
 from trainwright.runtime.megatron.model import Embedding, Model, build, count_parameters
 from trainwright.runtime.megatron.parallel import Parallel, check_model, data_rank, start
 from trainwright.runtime.megatron.platform import Literals, install
 from trainwright.runtime.megatron.schedule import LearningRate, Schedule
-from trainwright.runtime.stages import bigram, stage_verb
+from trainwright.runtime.stages import stage_verb
 from trainwright.runtime.stages.corpus import read_summary
+from trainwright.runtime.stages.heldout import HeldOutText
 from trainwright.runtime.stages.metrics import TENSORBOARD, Metrics
 from trainwright.runtime.workspace import Progress, StageFolder, Workspace, open_workspace, write_json
 
 __all__ = ["Checkpoint", "Data", "Embedding", "Parallel", "Schedule", "Validation", "run"]
 
 LOG_LINES = 70  # of training progress in a log, at most
-EVALUATED_AT_ONCE = 64  # batches a data rank holds in memory
 SAMPLE_TEMPERATURE, SAMPLE_TOP_K = 0.8, 50
 
 install()  # before the program builds its configs
@@ -75,7 +73,7 @@ class _Run:
     """What the parts of this stage share."""
 
     folder: StageFolder
-    tokens: StageFolder
+    held_out: HeldOutText
     model: Model
     data: Data
     validation: Validation
@@ -111,8 +109,8 @@ def run(
     """
     workspace = open_workspace()
     folder, tokens = workspace.stage(stage), workspace.stage(data.inputs)
-    for needed in (data.inputs, data.tokenizer):
-        read_summary(workspace.stage(needed))
+    text = HeldOutText(tokens.output, read_summary(tokens), data.sources)
+    read_summary(workspace.stage(data.tokenizer))
     platform = start(parallel, seed)
     log = _print if dist.get_rank() == 0 else _ignore
     literals, overrides = platform.adapt(Literals(model, ddp, optimizer, layer_spec))
@@ -128,12 +126,11 @@ def run(
     log(f"parameters: {count_parameters(built):,}; layout: {parallel}")
     log(_expectation())
 
-    companions = (folder.metrics, folder.path / TENSORBOARD)
     checkpoints = Checkpoints(
         folder.checkpoints,
         Identity(run_id, _identify_inputs(workspace, data)),
         keep_last=checkpoint.keep_last,
-        companions=companions,
+        companions=(folder.metrics, folder.path / TENSORBOARD),
         log=log,
     )
     found = checkpoints.prepare()
@@ -145,7 +142,7 @@ def run(
     if dist.get_rank() == 0:
         shutil.rmtree(folder.output, ignore_errors=True)
         metrics = Metrics(folder, finished)
-    this = _Run(folder, tokens, built, data, validation, schedule.steps, log, metrics)
+    this = _Run(folder, text, built, data, validation, max(schedule.steps, finished), log, metrics)
 
     rate = LearningRate(schedule, built.optimizer, literals.optimizer, finished_steps=finished)
     stream = build_training_stream(
@@ -159,21 +156,12 @@ def run(
     )
     saved = _train(this, stream, rate, checkpoints, finished, checkpoint.every_steps) or (found.path if found else None)
     figures = _test(this)
-    this.record({"step": schedule.steps, **figures})
     sample = _sample(this, workspace, seed)
     if metrics:
         metrics.close()
-        write_json(
-            folder.summary,
-            {
-                "key_figure": _key_figure(figures),
-                "run_id": run_id,
-                "step": schedule.steps,
-                "checkpoint": str(saved.relative_to(folder.path)) if saved else "",
-                "sample": sample,
-                **figures,
-            },
-        )
+        facts = {"run_id": run_id, "step": this.steps, "sample": sample, "key_figure": _key_figure(figures)}
+        where = str(saved.relative_to(folder.path)) if saved else ""
+        write_json(folder.summary, {**facts, "checkpoint": where, **figures})
     dist.barrier()
     dist.destroy_process_group()
 
@@ -184,13 +172,12 @@ def _train(
     """Steps `finished` + 1 to the last. Returns the last checkpoint that it wrote."""
     rank, size = data_rank()
     sequence = this.model.embedding.sequence_length
-    held_out = _held_out(this, "validation")
     progress = Progress(this.folder, this.steps, "steps")
     saved = None
     for step in range(finished + 1, this.steps + 1):
         learning_rate = rate.advance()
-        batches = stream.batch(step - 1, this.data.micro_batch, rank, size)
         started = time.monotonic()
+        batches = stream.batch(step - 1, this.data.micro_batch, rank, size)
         result = loop.train_step(this.model, batches)
         step_s = time.monotonic() - started
         last = step == this.steps
@@ -211,7 +198,11 @@ def _train(
                 f"{row['memory_bytes'] / 2**30:.2f} GiB"
             )
         if last or step % this.validation.every_steps == 0:
-            row |= _validate(this, held_out)
+            losses = this.held_out.validate(
+                this.model, sequences=this.validation.sequences, micro_batch=this.data.micro_batch
+            )
+            this.log("  " + ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
+            row |= losses
         this.record(row)
         if last or step % save_every == 0:
             saved = checkpoints.save(this.model, step)
@@ -220,36 +211,14 @@ def _train(
     return saved
 
 
-def _validate(this: _Run, held_out: dict[str, HeldOut]) -> dict[str, float]:
-    """Nats a token on windows of each source, at equal distances: its documents differ."""
-    losses = {}
-    for source, windows in held_out.items():
-        count = min(this.validation.sequences, windows.num_windows)
-        nats, tokens = _score(this, windows, [index * windows.num_windows // count for index in range(count)])
-        losses[f"validation/{source}"] = nats / tokens
-    this.log("  validation: " + ", ".join(f"{name[11:]} {loss:.4f}" for name, loss in losses.items()))
-    return losses
-
-
 def _test(this: _Run) -> dict[str, float]:
-    """Every token of the test split but the first of each source, and the baseline on the same tokens."""
-    nats_sum, tokens_sum, figures = 0.0, 0, {}
-    held_out = _held_out(this, "test")
-    for source, windows in held_out.items():
-        nats, tokens = _score(this, windows, range(windows.num_windows))
-        nats_sum, tokens_sum = nats_sum + nats, tokens_sum + tokens
-        figures[f"test/loss/{source}"] = nats / tokens
-    if not tokens_sum:
-        return {}
-    num_bytes = sum(read_summary(this.tokens)["bytes"]["test"][source] for source in held_out)
-    figures["test/perplexity"] = math.exp(nats_sum / tokens_sum)
-    figures["test/bits_per_byte"] = nats_sum / math.log(2) / num_bytes
-    this.log(f"test: {_both(figures, 'test')}, over {tokens_sum:,} tokens")
-    if this.validation.baseline == "bigram":
-        box: list[Any] = [bigram.compare(this.tokens.output, tuple(held_out)) if dist.get_rank() == 0 else None]
-        dist.broadcast_object_list(box, src=0)
-        figures |= box[0]
-        this.log(f"bigram, same tokens: {_both(figures, 'bigram')}")
+    """Figures on the test split, and the baseline's."""
+    figures = this.held_out.test(this.model, micro_batch=this.data.micro_batch, baseline=this.validation.baseline)
+    for who in ("test", "bigram"):
+        if f"{who}/perplexity" in figures:
+            perplexity, bits = figures[f"{who}/perplexity"], figures[f"{who}/bits_per_byte"]
+            this.log(f"{who}: perplexity {perplexity:.1f}, {bits:.3f} bits a byte")
+    this.record({"step": this.steps, **figures})
     return figures
 
 
@@ -257,7 +226,7 @@ def _sample(this: _Run, workspace: Workspace, seed: int) -> str:
     """Text that the model writes after an end-of-text."""
     if not this.validation.sample_tokens:
         return ""
-    end_of_text = read_summary(this.tokens)["end_of_text"]
+    end_of_text = this.held_out.summary["end_of_text"]
     tokens = generate.sample(
         this.model,
         [end_of_text],
@@ -271,37 +240,6 @@ def _sample(this: _Run, workspace: Workspace, seed: int) -> str:
     text: str = tokenizer.decode(tokens)
     this.log(f"sample: {text}")
     return text
-
-
-def _held_out(this: _Run, split: str) -> dict[str, HeldOut]:
-    """The windows of each source that has something to predict in this split."""
-    counts = read_summary(this.tokens)["tokens"][split]
-    length = this.model.embedding.sequence_length
-    return {
-        source: build_heldout(this.tokens.output, split, source, sequence_length=length)
-        for source in this.data.sources
-        if counts[source] > 1
-    }
-
-
-def _score(this: _Run, windows: HeldOut, chosen: Sequence[int]) -> tuple[float, int]:
-    """(nats, tokens) over the chosen windows."""
-    _, data_size = data_rank()
-    size = this.data.micro_batch
-    at_once = size * data_size * EVALUATED_AT_ONCE
-    nats_sum, tokens_sum = 0.0, 0
-    for start_at in range(0, len(chosen), at_once):
-        part = chosen[start_at : start_at + at_once]
-        batches = [_stack(windows, part[first : first + size], size) for first in range(0, len(part), size)]
-        nats, tokens = loop.evaluate_nats(this.model, batches)
-        nats_sum, tokens_sum = nats_sum + nats, tokens_sum + tokens
-    return nats_sum, tokens_sum
-
-
-def _stack(windows: HeldOut, chosen: Sequence[int], size: int) -> loop.Batch:
-    """The chosen windows, and masked ones up to `size`: all batches have one shape."""
-    rows = [windows.batch(index, 1) for index in (*chosen, *[windows.num_windows] * (size - len(chosen)))]
-    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
 
 def _check(parallel: Parallel, data: Data, validation: Validation) -> None:
@@ -334,11 +272,8 @@ def _identify_inputs(workspace: Workspace, data: Data) -> str:
 def _expectation() -> str:
     """The program's own `Expected:` line, to compare the first steps with."""
     lines = (sys.modules["__main__"].__doc__ or "").splitlines()
-    return next((line.strip().lower() for line in lines if line.startswith("Expected:")), "expected: not stated")
-
-
-def _both(figures: dict[str, float], who: str) -> str:
-    return f"perplexity {figures[f'{who}/perplexity']:.1f}, {figures[f'{who}/bits_per_byte']:.3f} bits a byte"
+    stated = (line.removeprefix("Expected:").strip() for line in lines if line.startswith("Expected:"))
+    return f"expected: {next(stated, 'not stated')}"
 
 
 def _key_figure(figures: dict[str, float]) -> str:

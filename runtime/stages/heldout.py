@@ -1,0 +1,84 @@
+"""How well a model that is being trained predicts held-out text: at a glance while it trains, exactly at the end."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from trainwright.runtime.megatron import loop
+from trainwright.runtime.megatron.data import HeldOut, build_heldout
+from trainwright.runtime.megatron.model import Model
+from trainwright.runtime.megatron.parallel import data_rank
+from trainwright.runtime.stages import bigram
+
+BATCHES_IN_MEMORY = 64  # of each data rank
+BATCH_TOKENS = 2048  # at least: many tiny batches would spend their time between the kernels
+
+
+@dataclass(frozen=True)
+class HeldOutText:
+    """The held-out splits of a tokenize stage, for some of its sources."""
+
+    folder: Path  # the stage's output
+    summary: Mapping[str, Any]  # the stage's summary.json
+    sources: Sequence[str]
+
+    def windows(self, split: str, sequence_length: int) -> dict[str, HeldOut]:
+        """By source, of those that have something to predict in this split."""
+        return {
+            source: build_heldout(self.folder, split, source, sequence_length=sequence_length)
+            for source in self.sources
+            if self.summary["tokens"][split][source] > 1
+        }
+
+    def validate(self, model: Model, *, sequences: int, micro_batch: int) -> dict[str, float]:
+        """`validation/<source>`: nats a token on the first `sequences` windows. All ranks call it together."""
+        losses = {}
+        for source, windows in self.windows("validation", model.embedding.sequence_length).items():
+            nats, tokens = score(model, windows, min(sequences, windows.num_windows), micro_batch)
+            losses[f"validation/{source}"] = nats / tokens
+        return losses
+
+    def test(self, model: Model, *, micro_batch: int, baseline: str) -> dict[str, float]:
+        """Every token of the test split but the first of each source's stream; the baseline on the very same tokens.
+
+        `test/loss/<source>` (nats a token), `test/perplexity`, `test/bits_per_byte`; with baseline "bigram" the same of
+        it. Empty where the split is. All ranks call it together.
+        """
+        windows = self.windows("test", model.embedding.sequence_length)
+        if not windows:
+            return {}
+        scores = {source: score(model, held, held.num_windows, micro_batch) for source, held in windows.items()}
+        nats, tokens = (sum(pair[i] for pair in scores.values()) for i in (0, 1))
+        num_bytes = sum(self.summary["bytes"]["test"][source] for source in windows)
+        figures = {f"test/loss/{source}": total / count for source, (total, count) in scores.items()}
+        figures["test/perplexity"] = math.exp(nats / tokens)
+        figures["test/bits_per_byte"] = nats / math.log(2) / num_bytes
+        if baseline == "bigram":
+            box: list[Any] = [bigram.compare(self.folder, tuple(windows)) if dist.get_rank() == 0 else None]
+            dist.broadcast_object_list(box, src=0)
+            figures |= box[0]
+        return figures
+
+
+def score(model: Model, windows: HeldOut, num_windows: int, micro_batch: int) -> tuple[float, int]:
+    """(nats, tokens) over the first `num_windows` windows. All ranks call it together."""
+    size = max(micro_batch, BATCH_TOKENS // model.embedding.sequence_length)
+    at_once = size * data_rank()[1] * BATCHES_IN_MEMORY
+    nats_sum, tokens_sum = 0.0, 0
+    for begin in range(0, num_windows, at_once):
+        until = min(num_windows, begin + at_once)
+        batches = [_batch(windows, first, size, until) for first in range(begin, until, size)]
+        nats, tokens = loop.evaluate_nats(model, batches)
+        nats_sum, tokens_sum = nats_sum + nats, tokens_sum + tokens
+    return nats_sum, tokens_sum
+
+
+def _batch(windows: HeldOut, first: int, size: int, until: int) -> loop.Batch:
+    """Windows `first` to `first + size`; those from `until` on do not count: all batches have one shape."""
+    batch = windows.batch(first, size)
+    batch["loss_mask"][max(0, until - first) :] = 0.0
+    return batch
