@@ -1,7 +1,7 @@
 """What makes a plan legal: a table of rules over columns. The search reads it with a million rows, `check_plan` with one.
 
 A rule says what must hold and prints every factor and result when it doesn't. Feasibility (memory, time, money) is not legality:
-`choose/` filters by it. What is legal but has no template yet is `list_not_emitted`.
+`choose/` filters by it. What is legal but has no template yet, `emit` refuses.
 """
 
 from collections.abc import Callable
@@ -205,16 +205,3 @@ def _whole_plan(plan: Plan) -> list[str]:
         )
     problems += [f"reasons: {path} has none" for path, _ in decided_leaves(plan) if path not in plan.reasons]
     return problems
-
-
-def list_not_emitted(plan: Plan) -> list[str]:
-    """What is legal, is estimated, and has no template yet: `compile` refuses it."""
-    degrees = {
-        "layout.virtual_pipeline": plan.layout.virtual_pipeline,
-        "layout.context": plan.layout.context,
-        "layout.expert": plan.layout.expert,
-    }
-    refused = [f"{path} {degree}: only 1 is emitted yet" for path, degree in degrees.items() if degree > 1]
-    if plan.shape.num_experts:
-        refused.append(f"shape.num_experts {plan.shape.num_experts}: mixtures of experts are not emitted yet")
-    return refused

@@ -15,6 +15,7 @@ import jinja2
 
 from trainwright.compiler.errors import NotEmittedError
 from trainwright.compiler.plan import Plan, StagePlan, write_plan
+from trainwright.compiler.units import format_quantity
 from trainwright.runtime.manifest import (
     MANIFEST_FILE,
     PLAN_FILE,
@@ -210,19 +211,13 @@ def _words(plan: Plan) -> _Words:
 def expected_line(plan: Plan) -> str:
     """What a real run's first log lines can be compared with: step time, throughput, memory, duration, cost."""
     e = plan.estimates
+    memory, capacity = (format_quantity("bytes", amount) for amount in (e.memory.total, e.memory.capacity))
     parts = [
         f"{e.step_s:.3g} s a step ({e.step_s_low:.3g} to {e.step_s_high:.3g})",
         f"{e.tokens_per_s_per_device:,.0f} tokens/s a device",
-        f"{e.memory.total / 1e9:.3g} GB of {e.memory.capacity / 1e9:.3g}",
-        _duration(e.train_s),
+        f"{memory} of {capacity}",
+        format_quantity("time", e.train_s),
     ]
     if e.cost_usd:
-        parts.append(f"${e.cost_usd:,.0f}")
+        parts.append(format_quantity("money", e.cost_usd))
     return ", ".join(parts)
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("days", 86_400.0), ("hours", 3_600.0), ("minutes", 60.0)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} seconds"

@@ -1,8 +1,9 @@
 """The Plan: every decision made, and why. Frozen dataclasses of the standard library; total; JSON round-trips.
 
-Five parts: *what is trained* (`shape`, `data`, `training`, `stages`), *how* (`layout`, `kernels`), *where* (`cluster`),
-`reasons`, and `estimates`. Two identities rest on the canonical JSON below: `run_id` hashes the first part alone, so another
-layout or cluster may resume its checkpoints; a program's identity is its code (`runtime.manifest.program_identity`).
+Five parts: *what is trained* (`shape`, `data`, `training`), *how* (`evaluation`, `stages`, `layout`, `kernels`), *where*
+(`cluster`), `reasons`, and `estimates`. Two identities rest on the canonical JSON below: `run_id` hashes the first part alone,
+so another layout or cluster may resume its checkpoints; a program's identity is its code
+(`runtime.manifest.program_identity`).
 
 Absence is never `None`: an empty tuple, an empty string or a word such as "none" says it.
 """
@@ -94,8 +95,14 @@ class Training:
     clip_grad: float  # global norm
     init_std: float
     seed: int
-    validation_every_steps: int
-    validation_sequences: int  # a source, each time
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How the training is looked at: none of it changes what is trained."""
+
+    every_steps: int
+    sequences: int  # of each source, each time
     baseline: str  # "bigram" | "none": what the held-out result is compared with
     sample_tokens: int  # length of the text sample at the end; 0: none
 
@@ -213,6 +220,7 @@ class Plan:
     shape: Shape
     data: Data
     training: Training
+    evaluation: Evaluation
     stages: tuple[StagePlan, ...]
     layout: Layout
     kernels: Kernels
@@ -235,7 +243,7 @@ def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def decided_leaves(plan: Plan) -> Iterator[tuple[str, Any]]:
     """The leaves that need a reason: what is trained, how, where."""
-    for part in ("shape", "data", "training", "stages", "layout", "kernels", "cluster"):
+    for part in ("shape", "data", "training", "evaluation", "stages", "layout", "kernels", "cluster"):
         yield from leaves(getattr(plan, part), part)
 
 
@@ -268,9 +276,9 @@ def round_leaf(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def trained_identity(shape: Shape, data: Data, training: Training, stages: tuple[StagePlan, ...]) -> str:
-    """`run_id`: 8 hex digits of what is trained. `stages` count by name, kind and needs; paths count as written."""
-    text = canonical_json({"shape": shape, "data": data, "training": training, "stages": stages})
+def trained_identity(shape: Shape, data: Data, training: Training) -> str:
+    """`run_id`: 8 hex digits of what is trained. Paths count as written; which other stages there are does not count."""
+    text = canonical_json({"shape": shape, "data": data, "training": training})
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

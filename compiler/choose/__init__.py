@@ -4,6 +4,7 @@ A budget in time or money buys FLOPs by the utilisation of the layout that is ch
 the shape on the FLOPs. `choose_plan` shows that loop; it ends when shape and steps repeat.
 """
 
+import math
 from dataclasses import dataclass
 
 from trainwright.compiler.check import check_plan
@@ -15,7 +16,7 @@ from trainwright.compiler.choose.ledger import Ledger
 from trainwright.compiler.choose.question import budget_s, choose_size, choose_token_budget
 from trainwright.compiler.choose.shape import choose_shape, pinned_shape
 from trainwright.compiler.choose.stages import choose_stages
-from trainwright.compiler.choose.training import choose_training
+from trainwright.compiler.choose.training import choose_evaluation, choose_training
 from trainwright.compiler.errors import IllegalPlanError, InfeasibleError
 from trainwright.compiler.estimate.flops import model_flops_per_token
 from trainwright.compiler.estimate.layouts import Workload
@@ -40,6 +41,7 @@ FIRST_UTILISATION = (
 )
 FREEZE_SHAPE_AFTER = 10  # rounds: two shapes that lead to each other would alternate for ever
 ROUNDS = 40
+SHRINK = 0.97  # of what a budget seems to buy, while the shape for it still overspends
 # Held out of the documents' groups: 12 % for the final test and 4 % for validation leave 84 % for training (custom, no law).
 TEST_FRACTION, VALIDATION_FRACTION = 0.12, 0.04
 LAYOUT_PINS = tuple(f"layout.{name}" for name in ("tensor", "pipeline", "data", "micro_batch", "recompute"))
@@ -78,6 +80,11 @@ def choose_plan(spec: ResolvedSpec) -> Plan:
         previous, chosen = chosen, _choose(spec, law, chosen.flops_per_s, frozen)
         if chosen.same(previous):
             break
+    # With the tokens pinned the size answers for the budget, and shapes come in steps: take the first that it pays for.
+    flops_per_s = chosen.flops_per_s
+    while spec.data.tokens.pinned and not _size_is_pinned(spec) and _needed(spec, chosen) > _allowed(spec):
+        flops_per_s *= SHRINK
+        chosen = _choose(spec, law, flops_per_s, ())
     _require_budget(spec, chosen)
     plan = _assemble(spec, law, chosen)
     violations = check_plan(plan)
@@ -110,7 +117,12 @@ def _choose(spec: ResolvedSpec, law: LossLaw, flops_per_s: float, frozen: tuple[
     try:
         layouts = choose_layout(workload, training.global_batch, spec.layout)
     except InfeasibleError as error:
-        raise InfeasibleError(f"{_place(spec, *LAYOUT_PINS, 'compute.nodes')}: {error}") from error
+        why = (
+            ""
+            if _size_is_pinned(spec)
+            else f"\nthe size was chosen: {choose_size(spec, law, flops_per_s).text}; model.size states it"
+        )
+        raise InfeasibleError(f"{_place(spec, *LAYOUT_PINS, 'compute.nodes')}: {error}{why}") from error
     outside = (*list_extrapolations(law, parameters, tokens), *warnings)
     return _Candidate(ledger, shape, tokens, training, workload, layouts, outside)
 
@@ -159,26 +171,44 @@ def _place(spec: ResolvedSpec, *paths: str) -> str:
     return f"{spec.pins[path]}: {path}" if path in spec.pins else path
 
 
-def _require_budget(spec: ResolvedSpec, chosen: _Candidate) -> None:
-    """Refuse a run that the budget does not pay for (only a spec that pins size and tokens can ask for one)."""
-    compute, budget = spec.compute, spec.compute.budget
+def _size_is_pinned(spec: ResolvedSpec) -> bool:
+    return spec.model.size.pinned or bool(spec.model.shape)
+
+
+def _allowed(spec: ResolvedSpec) -> float:
+    """The budget's amount in its own unit; infinite without one. Figures are rounded to 6 digits, so a millionth is let pass."""
+    budget = spec.compute.budget
+    return math.inf if budget.kind == "none" else budget.amount * (1 + 1e-6)
+
+
+def _needed(spec: ResolvedSpec, chosen: _Candidate) -> float:
+    """What the run takes, in the unit of the budget."""
+    compute = spec.compute
     train_s = chosen.training.steps * chosen.layouts.step_s
-    hours = train_s / 3600 * compute.devices
-    each = model_flops_per_token(chosen.shape, chosen.training.context_length)
-    needed = {
-        "none": 0.0,
-        "time": train_s,
-        "money": hours * compute.price_usd_per_device_hour,
-        "device_hours": hours,
-        "flops": each * chosen.training.steps * chosen.training.tokens_per_step,
-    }[budget.kind]
-    if needed <= budget.amount * (1 + 1e-6):
+    match compute.budget.kind:
+        case "time":
+            return train_s
+        case "device_hours":
+            return train_s / 3600 * compute.devices
+        case "money":
+            return train_s / 3600 * compute.devices * compute.price_usd_per_device_hour
+        case "flops":
+            tokens = chosen.training.steps * chosen.training.tokens_per_step
+            return model_flops_per_token(chosen.shape, chosen.training.context_length) * tokens
+        case _:
+            return 0.0
+
+
+def _require_budget(spec: ResolvedSpec, chosen: _Candidate) -> None:
+    """Refuse a run that the budget does not pay for: a spec that pins size and tokens can ask for one."""
+    needed, compute, kind = _needed(spec, chosen), spec.compute, spec.compute.budget.kind
+    if needed <= _allowed(spec):
         return
-    place = _place(spec, "compute.budget")
-    wanted, allowed = format_quantity(budget.kind, needed), format_quantity(budget.kind, budget.amount)
+    wanted, allowed = format_quantity(kind, needed), format_quantity(kind, compute.budget.amount)
+    over = format_quantity(kind, needed - compute.budget.amount)
     raise InfeasibleError(
-        f"{place}: {chosen.training.steps:,} steps x {chosen.layouts.step_s:.3g} s on {compute.devices} x "
-        f"{compute.device.name} need {wanted}, the budget is {allowed}: {needed / budget.amount:.3g} times as much; "
+        f"{_place(spec, 'compute.budget')}: {chosen.training.steps:,} steps x {chosen.layouts.step_s:.3g} s on "
+        f"{compute.devices} x {compute.device.name} need {wanted}, the budget is {allowed}: {over} too much; "
         "lower data.tokens or model.size, add devices, or raise the budget"
     )
 
@@ -222,11 +252,12 @@ def _assemble(spec: ResolvedSpec, law: LossLaw, chosen: _Candidate) -> Plan:
     return Plan(
         schema_version=SCHEMA_VERSION,
         name=spec.name,
-        run_id=trained_identity(chosen.shape, data, chosen.training, stages),
+        run_id=trained_identity(chosen.shape, data, chosen.training),
         overrides=spec.overrides,
         shape=chosen.shape,
         data=data,
         training=chosen.training,
+        evaluation=choose_evaluation(spec, ledger, chosen.training),
         stages=stages,
         layout=layout,
         kernels=kernels,

@@ -1,18 +1,26 @@
 """The global batch in whole sequences, such that layouts can divide it."""
 
+import math
+
 # A batch within 10 % of the optimum costs next to nothing: the basin is about an octave wide (Step Law, 2503.04715).
 TOLERANCE = 0.10
 
 
-def choose_global_batch(target: float, devices: int) -> int:
+def choose_global_batch(target: float, devices: int, *, stated: bool) -> int:
     """Sequences a step near `target`: the nearest multiple of the coarsest granule that stays within TOLERANCE of it.
 
-    Granules are devices x 8, 4, 2, 1, then the divisors of devices: a coarse one divides by more data-parallel degrees and
-    micro-batches.
+    Granules are devices x 8, 4, 2 (not for a batch that the user stated: it is moved no further than it must), devices, and
+    then the divisors of devices: a coarse one divides by more data-parallel degrees and micro-batches.
     """
-    divisors = [divisor for divisor in range(devices, 0, -1) if devices % divisor == 0]
-    for granule in [devices * 8, devices * 4, devices * 2, *divisors]:
+    multiples = [] if stated else [devices * 8, devices * 4, devices * 2]
+    for granule in [*multiples, *reversed(list_divisors(devices))]:
         batch = max(1, round(target / granule)) * granule
         if abs(batch / target - 1) <= TOLERANCE:
             return batch
     return max(1, round(target))
+
+
+def list_divisors(number: int) -> list[int]:
+    """All divisors, rising."""
+    small = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
+    return small + [number // divisor for divisor in reversed(small) if divisor * divisor != number]

@@ -8,7 +8,8 @@ from trainwright.compiler.plan import Kernels, Layout, Shape
 KEEP_CHECKPOINTS = 3
 SAVE_EVERY_S = 1800.0  # half an hour of work is lost at most when a run is killed
 SHARE_OF_VALIDATION = 0.02  # of the training FLOPs
-VALIDATIONS = 10  # a run, beside the one at the end
+VALIDATIONS = 10  # a run
+FEWEST_SEQUENCES, MOST_SEQUENCES = 8, 1024  # a source and validation
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,8 @@ class Cadence:
 
     every_steps: int
     sequences: int  # a source
+    count: int  # validations in the run
+    share: float  # of the training FLOPs that they take
 
 
 def fuses_activation(shape: Shape, cuda: bool) -> bool:
@@ -25,14 +28,16 @@ def fuses_activation(shape: Shape, cuda: bool) -> bool:
 
 
 def choose_cadence(steps: int, global_batch: int, num_sources: int) -> Cadence:
-    """About VALIDATIONS validations that cost at most SHARE_OF_VALIDATION of the training together.
+    """At least VALIDATIONS validations (fewer in a run of fewer steps) that take SHARE_OF_VALIDATION of the training together.
 
-    A forward pass is a third of a step's FLOPs (forward + 2 x backward), so v sequences a source and validation satisfy
-    VALIDATIONS x num_sources x v / 3 <= SHARE_OF_VALIDATION x steps x global_batch. v is a power of two from 8 to 1024.
+    A forward pass is a third of a step's FLOPs (forward + 2 x backward), so n validations of v sequences a source take
+    n x num_sources x v / 3 of steps x global_batch. v is a power of two from FEWEST_SEQUENCES to MOST_SEQUENCES.
     """
-    affordable = 3 * SHARE_OF_VALIDATION * steps * global_batch / (VALIDATIONS * num_sources)
-    sequences = 1 << max(3, min(10, int(affordable).bit_length() - 1))
-    return Cadence(every_steps=max(1, round_down(steps / VALIDATIONS)), sequences=sequences)
+    every = max(1, round_down(steps / VALIDATIONS))
+    count = -(-steps // every)  # the last step is always validated
+    affordable = max(1, int(3 * SHARE_OF_VALIDATION * steps * global_batch / (count * num_sources)))
+    sequences = min(MOST_SEQUENCES, max(FEWEST_SEQUENCES, 1 << (affordable.bit_length() - 1)))
+    return Cadence(every, sequences, count, count * num_sources * sequences / 3 / (steps * global_batch))
 
 
 def choose_kernels(
@@ -50,8 +55,8 @@ def choose_kernels(
     engine, bf16, overlap = layer_spec == "transformer_engine", precision == "bf16", cuda and layout.data > 1
     fused_activation = fuses_activation(shape, cuda)
 
-    def note(name: str, value: bool, text: str) -> bool:
-        return ledger.note(f"kernels.{name}", value, "derived", text)
+    def note(name: str, value: bool, on: str, off: str = "") -> bool:
+        return ledger.note(f"kernels.{name}", value, "derived", on if value or not off else off)
 
     every = max(1, min(round_down(SAVE_EVERY_S / step_s), round_down(max(1, steps / 5))))
     return Kernels(
@@ -65,7 +70,7 @@ def choose_kernels(
         params_dtype=ledger.note(
             "kernels.params_dtype", "bfloat16" if bf16 else "float32", "derived", f"training.precision is {precision}"
         ),
-        bf16=note("bf16", bf16, f"training.precision is {precision}; bf16 keeps fp32 master weights"),
+        bf16=note("bf16", bf16, "training.precision is bf16: fp32 master weights beside", "training.precision is fp32"),
         grad_reduce_in_fp32=note(
             "grad_reduce_in_fp32", True, "sums over many micro-batches and ranks lose bits in bf16"
         ),
@@ -74,9 +79,14 @@ def choose_kernels(
             "overlap_param_gather", overlap and layout.distributed_optimizer, _overlap(cuda, layout.data)
         ),
         bias_activation_fusion=note(
-            "bias_activation_fusion", fused_activation, "a CUDA kernel for gated SiLU, and for GELU with a bias"
+            "bias_activation_fusion",
+            fused_activation,
+            f"Megatron-Core has a CUDA kernel for {shape.activation} of this kind",
+            "no kernel: it needs CUDA, and gated SiLU or GELU with a bias",
         ),
-        bias_dropout_fusion=note("bias_dropout_fusion", cuda, "a CUDA kernel for bias, dropout and residual"),
+        bias_dropout_fusion=note(
+            "bias_dropout_fusion", cuda, "a CUDA kernel for bias, dropout and residual", "no kernel: it needs CUDA"
+        ),
         masked_softmax_fusion=note(
             "masked_softmax_fusion", False, "flash or scaled-dot-product attention has no softmax of its own to fuse"
         ),
@@ -86,13 +96,14 @@ def choose_kernels(
         apply_rope_fusion=note(
             "apply_rope_fusion",
             engine and shape.positions == "rope",
-            "Transformer Engine's kernel for rotary positions",
+            "Transformer Engine has a kernel for rotary positions",
+            f"no kernel: it needs Transformer Engine and rotary positions; here {layer_spec}, {shape.positions}",
         ),
         checkpoint_every_steps=ledger.note(
             "kernels.checkpoint_every_steps",
             every,
             "derived",
-            f"at most {SAVE_EVERY_S / 60:.0f} minutes of {step_s:.3g} s steps, and at least 5 a run; rounded to 1, 2 or 5",
+            f"at most {SAVE_EVERY_S / 60:.0f} minutes of {step_s:.3g} s steps, and at least 5 a run; 1, 2 or 5 x 10^n",
         ),
         checkpoint_keep_last=ledger.note(
             "kernels.checkpoint_keep_last", KEEP_CHECKPOINTS, "default", "the newest, and two to fall back on"

@@ -70,13 +70,14 @@ def enumerate_layouts(terms: Terms, open_layout: ResolvedLayout) -> Layouts:
     axes = (
         open_layout.tensor.values,
         open_layout.pipeline.values,
-        open_layout.data.values,
         open_layout.micro_batch.values,
         tuple(RECOMPUTE.index(mode) for mode in open_layout.recompute.values),
     )
     grid = np.meshgrid(*(np.array(axis, dtype=np.int64) for axis in axes), indexing="ij")
-    tensor, pipeline, data, micro_batch, recompute = (column.ravel() for column in grid)
+    tensor, pipeline, micro_batch, recompute = (column.ravel() for column in grid)
     ones = np.ones_like(tensor)
+    left = np.maximum(terms.nodes * terms.devices_per_node // (tensor * pipeline), 1)
+    data = ones * open_layout.data.values[0] if open_layout.data.pinned else left
     return Layouts(
         tensor=tensor,
         pipeline=pipeline,

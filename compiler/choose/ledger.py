@@ -16,10 +16,11 @@ class Ledger:
     pins: Mapping[str, str]
     reasons: dict[str, Reason] = field(default_factory=dict)
 
-    def note(self, leaf: str, value: T, kind: str, text: str, *, pin: str = "") -> T:
-        """Record why `leaf` has `value`; a pin of the user at the spec's path `pin` is the reason before any other."""
+    def note(self, leaf: str, value: T, kind: str, text: str, *, pin: str = "", detail: str = "") -> T:
+        """Record why `leaf` has `value`; a pin of the user at the spec's path `pin` is the reason before any other, and
+        `detail` says what became of it."""
         place = self.pins.get(pin)
-        self.reasons[leaf] = Reason("pinned", f"{pin} at {place}") if place else Reason(kind, text)
+        self.reasons[leaf] = Reason("pinned", f"{pin} at {place}{detail}") if place else Reason(kind, text)
         if isinstance(value, float):
             rounded: T = round_leaf(value)  # type: ignore[assignment] # a float is rounded to a float
             return rounded

@@ -10,22 +10,27 @@ from trainwright.compiler.choose.hyperparameters import (
     suggest_min_learning_rate,
     suggest_warmup_steps,
 )
-from trainwright.compiler.choose.kernels import choose_cadence
+from trainwright.compiler.choose.kernels import FEWEST_SEQUENCES, SHARE_OF_VALIDATION, choose_cadence
 from trainwright.compiler.choose.ledger import Ledger
+from trainwright.compiler.errors import IllegalPlanError
 from trainwright.compiler.estimate.params import count_body_parameters
 from trainwright.compiler.facts import HyperparameterLaw, find_hyperparameter_law
-from trainwright.compiler.plan import Shape, Training
+from trainwright.compiler.plan import Evaluation, Shape, Training
 from trainwright.compiler.resolve import Range, ResolvedSpec
 
 HYPERPARAMETER_LAW = "step_law"
 DEFAULT_SEED = 1234  # Megatron-LM's
 SAMPLE_TOKENS = 48
+ROUNDING_WORTH_A_WARNING = 0.1  # of the tokens
 
 
 def choose_training(
     spec: ResolvedSpec, ledger: Ledger, shape: Shape, tokens: int, context: int, precision: str
 ) -> tuple[Training, list[str]]:
-    """The training section for a shape and a number of tokens, and warnings where a law is used outside its range."""
+    """The training section for a shape and a number of tokens, and warnings where a law is used outside its range.
+
+    Raises IllegalPlanError for a stated warm-up that is longer than the run.
+    """
     given, law = spec.training, find_hyperparameter_law(HYPERPARAMETER_LAW)
     global_batch = _global_batch(spec, ledger, law, tokens, context)
     tokens_per_step = ledger.note(
@@ -47,7 +52,6 @@ def choose_training(
     rate = number(
         "learning_rate", suggest_learning_rate(law, body, tokens, tokens_per_step), given.learning_rate, "law"
     )
-    cadence = choose_cadence(steps, global_batch, len(spec.data.sources))
     training = Training(
         context_length=context,
         precision=ledger.note(
@@ -82,21 +86,44 @@ def choose_training(
         seed=ledger.note(
             "training.seed", int(spec.seed.clip(DEFAULT_SEED)), "default", "Megatron-LM's default", pin="seed"
         ),
-        validation_every_steps=ledger.note(
-            "training.validation_every_steps", cadence.every_steps, "derived", f"about ten in {steps:,} steps"
-        ),
-        validation_sequences=ledger.note(
-            "training.validation_sequences",
-            cadence.sequences,
-            "derived",
-            "validations cost at most 2 % of the training FLOPs",
-        ),
-        baseline=_baseline(spec, ledger),
-        sample_tokens=ledger.note("training.sample_tokens", SAMPLE_TOKENS, "default", "a text sample ends the run"),
     )
     rate_is_ours, batch_is_ours = not given.learning_rate.pinned, not given.global_batch.pinned
     warnings = list_law_extrapolations(law, body, tokens) if rate_is_ours or batch_is_ours else []
+    trained = steps * tokens_per_step
+    if abs(trained / tokens - 1) > ROUNDING_WORTH_A_WARNING:
+        warnings.append(
+            f"{tokens:,} tokens are {tokens / tokens_per_step:.3g} steps of {tokens_per_step:,}: whole steps train {trained:,}"
+        )
     return training, warnings
+
+
+def choose_evaluation(spec: ResolvedSpec, ledger: Ledger, training: Training) -> Evaluation:
+    """How often a run is validated and on how much, what it is compared with, and the sample at its end."""
+    cadence = choose_cadence(training.steps, training.global_batch, len(spec.data.sources))
+    pretrain = next((name for name, kind in spec.stages if kind == "pretrain"), "pretrain")
+    return Evaluation(
+        every_steps=ledger.note(
+            "evaluation.every_steps",
+            cadence.every_steps,
+            "derived",
+            f"{cadence.count} times in {training.steps:,} steps",
+        ),
+        sequences=ledger.note(
+            "evaluation.sequences",
+            cadence.sequences,
+            "derived",
+            f"{cadence.count} validations of {cadence.sequences} sequences a source take {100 * cadence.share:.2g} % of the "
+            f"training FLOPs (aim: {100 * SHARE_OF_VALIDATION:g} %, at least {FEWEST_SEQUENCES} sequences)",
+        ),
+        baseline=ledger.note(
+            "evaluation.baseline",
+            spec.baseline.pick("none"),
+            "default",
+            "not asked for",
+            pin=f"stages.{pretrain}.baseline",
+        ),
+        sample_tokens=ledger.note("evaluation.sample_tokens", SAMPLE_TOKENS, "default", "a text sample ends the run"),
+    )
 
 
 def _global_batch(spec: ResolvedSpec, ledger: Ledger, law: HyperparameterLaw, tokens: int, context: int) -> int:
@@ -106,9 +133,9 @@ def _global_batch(spec: ResolvedSpec, ledger: Ledger, law: HyperparameterLaw, to
         return ledger.note(pin, int(given.global_batch.low), "pinned", "", pin=pin)
     suggestion = suggest_batch_tokens(law, tokens)
     wanted = given.global_batch.clip(suggestion.value)
-    batch = choose_global_batch(wanted / context, devices)
-    text = f"{suggestion.text}; {wanted / context:.4g} sequences, rounded so that {devices} devices can divide them"
-    return ledger.note(pin, batch, "law", text, pin=pin)
+    batch = choose_global_batch(wanted / context, devices, stated=given.global_batch.pinned)
+    rounding = f"; {wanted / context:.4g} sequences of {context}, rounded so that {devices} devices can divide them"
+    return ledger.note(pin, batch, "law", suggestion.text + rounding, pin=pin, detail=rounding)
 
 
 def _steps(spec: ResolvedSpec, tokens: int, tokens_per_step: int) -> int:
@@ -125,11 +152,10 @@ def _warmup(spec: ResolvedSpec, ledger: Ledger, steps: int) -> int:
         value = suggestion.value
     else:
         value = given.warmup.low if given.warmup_unit == "steps" else given.warmup.low * steps
+    if round(value) > steps:
+        place = spec.pins.get("training.warmup", "the spec")
+        raise IllegalPlanError(
+            f"{place}: training.warmup: {value:,.0f} steps of warm-up are more than the run's {steps:,} steps; "
+            "shorten it, or state it as a share of the steps"
+        )
     return ledger.note("training.warmup_steps", round(value), "default", suggestion.text, pin="training.warmup")
-
-
-def _baseline(spec: ResolvedSpec, ledger: Ledger) -> str:
-    pretrain = next((name for name, kind in spec.stages if kind == "pretrain"), "pretrain")
-    return ledger.note(
-        "training.baseline", spec.baseline.pick("none"), "default", "not asked for", pin=f"stages.{pretrain}.baseline"
-    )

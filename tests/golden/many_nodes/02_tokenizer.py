@@ -2,7 +2,7 @@
 
 Run:       python 02_tokenizer.py
 Leaves:    work/tokenizer/output/tokenizer.json
-Why:       trainwright explain; every literal below is a leaf of plan.json (run 2484d5ff)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run d89b6bea)
 """
 
 from trainwright.runtime.stages import tokenizer

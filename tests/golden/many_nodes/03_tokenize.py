@@ -2,7 +2,7 @@
 
 Run:       python 03_tokenize.py
 Leaves:    work/tokenize/output/<split>/<source>.bin and .idx
-Why:       trainwright explain; every literal below is a leaf of plan.json (run 2484d5ff)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run d89b6bea)
 """
 
 from trainwright.runtime.stages import tokenize

@@ -1,8 +1,8 @@
 """Pretrain llama-8b-h100 on 256 x h100-sxm-80gb (tensor 2, data 128).
 
 Run:       torchrun --nnodes 32 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint "$HEAD:29500" --rdzv-conf join_timeout=86400 04_pretrain.py
-Expected:  1.7 s a step (1.27 to 2.12), 9,663 tokens/s a device, 72.2 GB of 84.9, 6.6 days, $84,512
-Why:       trainwright explain; every literal below is a leaf of plan.json (run 2484d5ff)
+Expected:  1.7 s a step (1.27 to 2.12), 9,663 tokens/s a device, 67.24 GiB of 79.1 GiB, 6.55 days, $84.51k
+Why:       trainwright explain; every literal below is a leaf of plan.json (run d89b6bea)
 """
 
 import torch
@@ -15,13 +15,9 @@ from trainwright.runtime.stages import pretrain
 def main() -> None:
     pretrain.run(
         stage="pretrain",
-        run_id="2484d5ff",
+        run_id="d89b6bea",
         seed=1234,
-        parallel=pretrain.Parallel(
-            tensor=2,
-            pipeline=1,
-            data=128,
-        ),
+        parallel=pretrain.Parallel(tensor=2, pipeline=1, data=128),
         model=TransformerConfig(
             num_layers=32,
             hidden_size=4096,
@@ -84,11 +80,7 @@ def main() -> None:
             use_distributed_optimizer=True,
             overlap_param_gather=True,
         ),
-        schedule=pretrain.Schedule(
-            kind="cosine",
-            steps=333786,
-            warmup_steps=2000,
-        ),
+        schedule=pretrain.Schedule(kind="cosine", steps=333786, warmup_steps=2000),
         data=pretrain.Data(
             inputs="tokenize",
             tokenizer="tokenizer",
@@ -109,10 +101,7 @@ def main() -> None:
             baseline="none",
             sample_tokens=48,
         ),
-        checkpoint=pretrain.Checkpoint(
-            every_steps=1000,
-            keep_last=3,
-        ),
+        checkpoint=pretrain.Checkpoint(every_steps=1000, keep_last=3),
     )
 
 

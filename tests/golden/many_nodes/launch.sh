@@ -2,8 +2,10 @@
 # Executes every stage of llama-8b-h100 in order.
 # On each of the 32 nodes: HEAD=<host of node 0> NODE_RANK=<0 to 31> ./launch.sh
 # The folder, and the data, must be the same on every node (a shared file system).
+# Relative data paths start from the folder where this is called; TRAINWRIGHT_DATA_ROOT says otherwise.
 set -euo pipefail
 : "${HEAD:?the host name of node 0}" "${NODE_RANK:?the rank of this node}"
+export TRAINWRIGHT_DATA_ROOT="${TRAINWRIGHT_DATA_ROOT:-$(cd . && pwd)}"
 cd "$(dirname "$0")"
 
 if [ "$NODE_RANK" = 0 ]; then python 01_ingest.py; fi

@@ -2,7 +2,7 @@
 
 Run:       python 02_tokenizer.py
 Leaves:    work/tokenizer/output/tokenizer.json
-Why:       trainwright explain; every literal below is a leaf of plan.json (run bcfe4872)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run 40ae9067)
 """
 
 from trainwright.runtime.stages import tokenizer

@@ -2,7 +2,7 @@
 
 Run:       python 03_tokenize.py
 Leaves:    work/tokenize/output/<split>/<source>.bin and .idx
-Why:       trainwright explain; every literal below is a leaf of plan.json (run bcfe4872)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run 40ae9067)
 """
 
 from trainwright.runtime.stages import tokenize

@@ -1,8 +1,8 @@
 """Pretrain one-node on 8 x h100-sxm-80gb (data 8).
 
 Run:       torchrun --standalone --nproc-per-node 8 04_pretrain.py
-Expected:  3.57 s a step (2.68 to 4.47), 27,506 tokens/s a device, 76.7 GB of 84.9, 3.0 days, $1,210
-Why:       trainwright explain; every literal below is a leaf of plan.json (run bcfe4872)
+Expected:  3.57 s a step (2.68 to 4.47), 27,506 tokens/s a device, 71.45 GiB of 79.1 GiB, 3 days, $1210
+Why:       trainwright explain; every literal below is a leaf of plan.json (run 40ae9067)
 """
 
 import torch
@@ -15,13 +15,9 @@ from trainwright.runtime.stages import pretrain
 def main() -> None:
     pretrain.run(
         stage="pretrain",
-        run_id="bcfe4872",
+        run_id="40ae9067",
         seed=1234,
-        parallel=pretrain.Parallel(
-            tensor=1,
-            pipeline=1,
-            data=8,
-        ),
+        parallel=pretrain.Parallel(tensor=1, pipeline=1, data=8),
         model=TransformerConfig(
             num_layers=24,
             hidden_size=3072,
@@ -84,11 +80,7 @@ def main() -> None:
             use_distributed_optimizer=True,
             overlap_param_gather=True,
         ),
-        schedule=pretrain.Schedule(
-            kind="cosine",
-            steps=72526,
-            warmup_steps=2000,
-        ),
+        schedule=pretrain.Schedule(kind="cosine", steps=72526, warmup_steps=2000),
         data=pretrain.Data(
             inputs="tokenize",
             tokenizer="tokenizer",
@@ -109,10 +101,7 @@ def main() -> None:
             baseline="none",
             sample_tokens=48,
         ),
-        checkpoint=pretrain.Checkpoint(
-            every_steps=500,
-            keep_last=3,
-        ),
+        checkpoint=pretrain.Checkpoint(every_steps=500, keep_last=3),
     )
 
 

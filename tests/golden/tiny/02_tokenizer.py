@@ -2,7 +2,7 @@
 
 Run:       python 02_tokenizer.py
 Leaves:    work/tokenizer/output/tokenizer.json
-Why:       trainwright explain; every literal below is a leaf of plan.json (run c8011e89)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run db81f7ed)
 """
 
 from trainwright.runtime.stages import tokenizer

@@ -2,7 +2,7 @@
 
 Run:       python 03_tokenize.py
 Leaves:    work/tokenize/output/<split>/<source>.bin and .idx
-Why:       trainwright explain; every literal below is a leaf of plan.json (run c8011e89)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run db81f7ed)
 """
 
 from trainwright.runtime.stages import tokenize

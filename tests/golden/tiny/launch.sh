@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Executes every stage of tiny in order.
 # With resume, state and a report instead: trainwright run .   (or: python -m trainwright.runtime run .)
+# Relative data paths start from the folder where this is called; TRAINWRIGHT_DATA_ROOT says otherwise.
 set -euo pipefail
+export TRAINWRIGHT_DATA_ROOT="${TRAINWRIGHT_DATA_ROOT:-$(cd . && pwd)}"
 cd "$(dirname "$0")"
 
 python 01_ingest.py
