@@ -62,7 +62,8 @@ def find_files(pattern: str, root: Path) -> list[Path]:
     files = [root / match for match in matches if (root / match).is_file()]
     if not files:
         raise DataError(
-            f"no file matches {pattern!r} in {root}; put the files there, or say where they are with --data-root"
+            f"no file matches {pattern!r} in {root}; put the files there, or say where they are: --data-root DIR of"
+            " `trainwright run`, or TRAINWRIGHT_DATA_ROOT for a program or launch.sh"
         )
     return files
 
