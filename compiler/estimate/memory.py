@@ -23,11 +23,11 @@ from trainwright.compiler.plan import MemoryEstimate, Shape
 GRADIENT_BYTES = 4  # Megatron's gradient buffer with `grad_reduce_in_fp32`, and fp32 training
 OPTIMIZER_BYTES = {"bf16": 12, "fp32": 8}  # Adam's two moments in fp32, and for bf16 the fp32 master weights
 SOFTMAX_BYTES = 4  # a logit, in fp32: Megatron's cross entropy turns it into the gradient in place
-BASE_BYTES = {
-    "cuda": 2 * 2**30,
-    "cpu": 2**29,
-}  # CUDA context, NCCL and cuBLAS buffers; an interpreter with torch and Megatron
-FRAGMENTATION = 0.05  # of activations and logits: blocks that the allocator holds and cannot use
+# Two assumptions of this first form, not measurements: what a process holds before its first tensor (CUDA context, NCCL and
+# cuBLAS buffers; on a CPU an interpreter with torch and Megatron-Core), and the share of activations and logits that the
+# allocator holds in blocks it cannot use.
+BASE_BYTES = {"cuda": 2 * 2**30, "cpu": 2**29}
+FRAGMENTATION = 0.05
 
 
 @dataclass(frozen=True)
