@@ -84,9 +84,7 @@ def test_another_layout_goes_on_as_one_process_would(tmp_path: Path) -> None:
             assert found is not None
             checkpoints.load(built, found)
             difference = compare(train(built, range(HALF, STEPS)), rest, gated=True)
-            assert difference.loss <= 1e-4, difference
-            assert difference.grad_norm <= 1e-4, difference
-            assert difference.parameter <= 1e-4, difference
+            assert difference.violations() == []
             return str(difference)
 
         print(case, "after tensor 2 x pipeline 2:", run_world(case.layout.world_size, work)[0])

@@ -1,12 +1,7 @@
 """Every layout trains as one process does: same data, same initial weights, fp32, full learning rate, no warm-up."""
 
-import math
-
 import pytest
 from world_support import SEQUENCE, VOCABULARY, Case, Difference, Record, batches, run_cases, run_reference
-
-TOLERANCE = 1e-4  # losses, gradient norms (relative), final parameters (norm of difference / norm)
-GRADIENT_TOLERANCE = 1e-5  # of step 1, by name
 
 
 @pytest.fixture(scope="module")
@@ -19,13 +14,9 @@ def reference() -> Record:
 
 def check(case: Case, difference: Difference) -> None:
     print(f"{case}: {difference}")
-    assert difference.loss <= TOLERANCE, difference
-    assert difference.grad_norm <= TOLERANCE, difference
-    assert difference.parameter <= TOLERANCE, difference
-    if case.distributed_optimizer:
-        assert math.isnan(difference.gradient)  # the buffer holds pieces
-    else:
-        assert difference.gradient <= GRADIENT_TOLERANCE, difference
+    assert difference.violations() == []
+    # with the distributed optimizer the buffer holds pieces of gradients
+    assert bool(difference.gradient_name) is not case.distributed_optimizer
 
 
 def test_data_hit_every_vocabulary_shard() -> None:
@@ -72,7 +63,7 @@ def test_full_recompute_changes_nothing(reference: Record) -> None:
     case = Case(recompute=True, distributed_optimizer=False)
     [difference] = run_cases([case], {case: reference})
     assert difference.loss == 0.0
-    assert difference.parameter <= 1e-6
+    assert difference.violations() == []
 
 
 def test_bf16_trains() -> None:

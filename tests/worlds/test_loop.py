@@ -1,0 +1,209 @@
+"""Evaluation, logits, counting, refusals: the same in every layout."""
+
+import math
+import re
+from collections.abc import Callable
+from typing import TypeVar
+
+import pytest
+import torch
+from world_support import (
+    SEQUENCE,
+    STEPS,
+    VOCABULARY,
+    Case,
+    batches,
+    build,
+    dist,
+    literals,
+    model,
+    named,
+    parallel,
+    platform,
+    run_reference,
+    run_world,
+    train,
+)
+
+from trainwright.runtime.errors import Diverged, Unsupported
+from trainwright.runtime.megatron.loop import evaluate_nats, forward_logits, train_step
+from trainwright.runtime.megatron.schedule import LearningRate, Schedule
+
+T = TypeVar("T")
+LAYOUTS = [
+    Case(tensor=2),
+    Case(pipeline=2),
+    Case(data=2, overlap=True),
+    Case(tensor=2, pipeline=2, tied=True),
+    Case(pipeline=2, tied=True, family="gpt"),
+]
+
+
+def one_process(case: Case) -> Case:
+    return Case(tied=case.tied, family=case.family)
+
+
+def in_both(case: Case, work: Callable[[model.Model], T]) -> tuple[T, list[T]]:
+    """`work` in one process and, with the same weights after two steps of training, on every rank of the case."""
+    reference = run_reference(one_process(case))
+
+    def trained(which: Case) -> T:
+        built = build(which, reference.initial)
+        train(built, range(2))
+        return work(built)
+
+    return run_world(1, lambda: trained(one_process(case)))[0], run_world(case.layout.world_size, lambda: trained(case))
+
+
+@pytest.mark.parametrize("case", LAYOUTS, ids=str)
+def test_evaluation_logits_and_count_are_those_of_one_process(case: Case) -> None:
+    """Three batches, so that two data ranks get unlike numbers; one has masked tokens; a length that tensor 2 does not divide."""
+
+    def measure(built: model.Model) -> tuple[float, int, torch.Tensor, int]:
+        held = [dict(batch) for batch in batches(99, 0, 1)[:3]]
+        held[1]["loss_mask"] = held[1]["loss_mask"].clone()
+        held[1]["loss_mask"][:, 5:] = 0.0
+        nats, tokens = evaluate_nats(built, held)
+        logits = forward_logits(built, torch.arange(7, 7 + 13))
+        train(built, range(2, 3))  # training goes on after it
+        return nats, tokens, logits, model.count_parameters(built)
+
+    (nats, tokens, logits, count), ranks = in_both(case, measure)
+    assert tokens == 2 * 2 * SEQUENCE + 2 * 5
+    assert logits.shape == (13, VOCABULARY)
+    for rank in ranks:
+        assert rank[0] == pytest.approx(nats, rel=1e-5)
+        assert rank[1] == tokens
+        assert float((rank[2] - logits).norm() / logits.norm()) < 1e-4
+        assert rank[3] == count
+
+
+def test_evaluation_is_the_sum_of_log_probabilities() -> None:
+    """The nats of a batch, from the logits of its rows."""
+
+    def measure() -> tuple[float, float]:
+        built = build(Case())
+        held = batches(5, 0, 1)[:1]
+        expected = 0.0
+        for tokens, labels in zip(held[0]["tokens"], held[0]["labels"], strict=True):
+            log_probabilities = forward_logits(built, tokens).log_softmax(-1)
+            expected -= float(log_probabilities[torch.arange(SEQUENCE), labels].sum())
+        return evaluate_nats(built, held)[0], expected
+
+    [(nats, expected)] = run_world(1, measure)
+    assert nats == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_count_of_parameters_is_that_of_the_tensors() -> None:
+    def count() -> tuple[int, int]:
+        built = build(Case(tied=True))
+        return model.count_parameters(built), sum(parameter.numel() for _, parameter in named(built))
+
+    [(counted, held)] = run_world(1, count)
+    assert counted == held
+
+
+def test_a_loss_that_is_no_number_ends_in_one_error_and_updates_nothing() -> None:
+    def poison() -> tuple[str, bool]:
+        built = build(Case(data=2))
+        name, parameter = next(iter(named(built)))
+        assert name == "embedding.word_embeddings.weight"
+        with torch.no_grad():
+            parameter.fill_(math.nan)
+        others = [other.clone() for _, other in named(built)][1:]
+        with pytest.raises(Diverged) as caught:
+            train_step(built, batches(0, dist.get_rank(), 2))
+        same = all(torch.equal(a, b) for a, (_, b) in zip(others, list(named(built))[1:], strict=True))
+        return str(caught.value), same
+
+    for message, same in run_world(2, poison):
+        assert message.startswith("the loss is nan: lower the learning rate")
+        assert same
+
+
+def test_a_world_of_another_size_is_refused_with_the_arithmetic() -> None:
+    def refused() -> str:
+        with pytest.raises(Unsupported) as caught:
+            parallel.start(parallel.Parallel(tensor=2, pipeline=1, data=3), seed=1)
+        return str(caught.value)
+
+    [message] = run_world(1, refused)
+    assert "tensor 2 x pipeline 1 x data 3 = 6 processes, but 1 is running" in message
+
+
+@pytest.mark.parametrize(
+    ("case", "change", "message"),
+    [
+        (
+            Case(tensor=2),
+            {"tensor": 4},
+            "model=tensor_model_parallel_size=2, but the layout (tensor 4 x pipeline 1 x data 1",
+        ),
+        (Case(pipeline=2), {"pipeline": 1}, "model=pipeline_model_parallel_size=2, but the layout"),
+    ],
+)
+def test_a_program_that_contradicts_itself_is_refused(case: Case, change: dict[str, int], message: str) -> None:
+    layout = parallel.Parallel(**{"tensor": case.tensor, "pipeline": case.pipeline, "data": case.data, **change})
+    with pytest.raises(Unsupported, match=re.escape(message)):
+        parallel.check_model(layout, literals(case)[0].model, sequence_length=SEQUENCE, padded_vocab_size=VOCABULARY)
+
+
+def test_what_tensor_ranks_cannot_share_evenly_is_refused() -> None:
+    with pytest.raises(Unsupported, match=re.escape("padded_vocab_size 255 is not divisible by 2")):
+        parallel.check_model(
+            Case(tensor=2).layout, literals(Case(tensor=2))[0].model, sequence_length=SEQUENCE, padded_vocab_size=255
+        )
+
+
+def test_a_cpu_names_what_it_overrides_and_leaves_the_program_alone() -> None:
+    def adapt() -> tuple[str, str, bool, bool, str]:
+        here = platform.current()
+        written, _ = literals(Case())
+        plain = here.describe(here.adapt(written)[1])
+        written.model.bias_dropout_fusion = True
+        cuda = platform.Literals(written.model, written.ddp, written.optimizer, "transformer_engine")
+        used, overrides = here.adapt(cuda)
+        return (
+            plain,
+            here.describe(overrides),
+            cuda.model.bias_dropout_fusion,
+            used.model.bias_dropout_fusion,
+            used.layer_spec,
+        )
+
+    [(plain, described, written, used, spec)] = run_world(1, adapt)
+    assert plain == "platform cpu: no literal overridden"
+    assert described == (
+        "platform cpu: overrides layer_spec='transformer_engine' -> 'local', model.bias_dropout_fusion=True -> False"
+    )
+    assert written is True
+    assert used is False
+    assert spec == "local"
+
+
+@pytest.mark.parametrize("kind", ["cosine", "constant"])
+def test_the_learning_rate_warms_up_and_ends_at_its_floor(kind: str) -> None:
+    """Warm-up of 4, 10 steps in all; a run that resumes after step 6 goes on with the same rates."""
+
+    def rates() -> tuple[list[float], list[float]]:
+        built = build(Case())
+        config = literals(Case())[0].optimizer
+        config.min_lr = config.lr / 10
+        for group in built.optimizer.param_groups:
+            group["min_lr"] = config.min_lr
+        schedule = Schedule(kind, steps=STEPS, warmup_steps=4)
+        whole = LearningRate(schedule, built.optimizer, config, finished_steps=0)
+        first = [whole.advance() for _ in range(STEPS)]
+        assert built.optimizer.param_groups[0]["lr"] == pytest.approx(first[-1])
+        rest = LearningRate(schedule, built.optimizer, config, finished_steps=6)
+        return first, [rest.advance() for _ in range(4)]
+
+    [(first, rest)] = run_world(1, rates)
+    peak = 3e-3
+    assert first[:4] == pytest.approx([peak / 4, peak / 2, peak * 3 / 4, peak])
+    expected = [peak] * 6
+    if kind == "cosine":
+        floor = peak / 10
+        expected = [floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * i / 6)) for i in range(1, 7)]
+    assert first[4:] == pytest.approx(expected)
+    assert rest == pytest.approx(first[6:])
