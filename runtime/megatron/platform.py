@@ -116,6 +116,8 @@ def install() -> None:
     where Transformer Engine is absent, though a CPU will switch the fusion off.
     """
     global _installed
+    # Megatron-Core 0.16.1 calls some collectives by names that newer torch deprecates.
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     if _installed or torch.cuda.is_available():
         return
     _installed = True

@@ -181,6 +181,14 @@ def test_a_cpu_names_what_it_overrides_and_leaves_the_program_alone() -> None:
     assert spec == "local"
 
 
+def test_cuda_runs_the_program_as_written_or_says_what_is_missing() -> None:
+    here = platform.Platform("cuda", "nccl", torch.device("cuda", 0))
+    written, _ = literals(Case())
+    assert here.describe(here.adapt(written)[1]) == "platform cuda: no literal overridden"
+    with pytest.raises(Unsupported, match="Transformer Engine is not installed"):
+        here.adapt(platform.Literals(written.model, written.ddp, written.optimizer, "transformer_engine"))
+
+
 @pytest.mark.parametrize("kind", ["cosine", "constant"])
 def test_the_learning_rate_warms_up_and_ends_at_its_floor(kind: str) -> None:
     """Warm-up of 4, 10 steps in all; a run that resumes after step 6 goes on with the same rates."""
