@@ -92,7 +92,7 @@ def _all_estimates(workload: Workload, table: Layouts) -> dict[str, np.ndarray]:
     return columns | {"flops": executed_flops_per_token(workload, table)}
 
 
-@settings(deadline=None)
+@settings(deadline=None, derandomize=True)
 @given(
     rows=st.lists(LAYOUTS, min_size=1, max_size=20),
     model=st.sampled_from(sorted(SHAPES)),
@@ -114,6 +114,7 @@ def test_a_row_of_a_batch_is_the_batch_of_that_row(
             assert column[index] >= 0, name
 
 
+@settings(derandomize=True)
 @given(row=LAYOUTS)
 def test_a_layout_survives_the_table(row: Layout) -> None:
     assert _table([row, row]).row(1) == row
@@ -185,10 +186,10 @@ def test_full_recompute_repeats_the_layers_and_keeps_their_inputs() -> None:
     assert memory.activations[1] <= memory.activations[0]
 
 
-@settings(deadline=None)
+@settings(deadline=None, derandomize=True)
 @given(row=LAYOUTS, model=st.sampled_from(sorted(SHAPES)))
 def test_more_in_a_micro_batch_takes_more_memory_and_more_time(row: Layout, model: str) -> None:
-    workload = _workload(model)
+    workload = _workload(model, overlap=False)  # overlapped communication can hide behind the longer micro-batch
     table = _table([row, replace(row, micro_batch=2 * row.micro_batch)])
     assert np.diff(estimate_memory(workload, table).total)[0] > 0
     assert np.diff(estimate_step_time(workload, table).total)[0] > 0

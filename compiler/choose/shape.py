@@ -18,10 +18,10 @@ from trainwright.compiler.resolve import PinnedShape
 
 SMALL = 4e8  # parameters below which heads are 64 wide, above 128 (Chinchilla, GPT-3, Pythia, Llama)
 FFN_MULTIPLE = 128
-# Any number of heads up to 8, multiples of 4 up to 32, of 8 above: they divide by the tensor degrees that such a width needs.
-HEADS = (*range(1, 9), *range(12, 33, 4), *range(40, 1025, 8))
+# Any number of heads up to 8, 10, multiples of 4 up to 32, of 8 above: they divide by the tensor degrees that a width needs.
+HEADS = (*range(1, 9), 10, *range(12, 33, 4), *range(40, 1025, 8))
 # Weights of the three departures in ln units: from the count, from the family's width per layer, from its FFN ratio.
-COUNT_WEIGHT, WIDTH_WEIGHT, FFN_WEIGHT = 1.0, 0.2, 0.1
+COUNT_WEIGHT, WIDTH_WEIGHT, FFN_WEIGHT = 2.0, 0.2, 0.1
 FARTHEST = 1.5  # times the wanted count: a shape beyond it is not what was asked for
 SAME_COUNT = 0.005  # a published shape whose exact count is this near is the one meant (46.7B is Mixtral 8x7B)
 
@@ -149,8 +149,8 @@ def _ffn_sizes(rules: Rules, hidden: int) -> range:
 
 
 def _layer_counts(hidden: int, wanted: float) -> range:
-    """Depths within a factor of 1.5 of the family's; even above 8 and multiples of 4 above 32, so that pipelines divide them."""
-    low, high = max(1, round(hidden / wanted / 1.5)), max(1, round(hidden / wanted * 1.5))
+    """Depths within a factor of 2 of the family's; even above 8 and multiples of 4 above 32, so that pipelines divide them."""
+    low, high = max(1, round(hidden / wanted / 2)), max(1, round(hidden / wanted * 2))
     step = 1 if low < 8 else 2 if low < 32 else 4
     return range(-(-low // step) * step, high + 1, step)
 

@@ -1,0 +1,114 @@
+"""The table of legality: each rule refuses what it should, with its arithmetic, over columns and over a plan."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trainwright.compiler.check import RULES, Terms, check_plan, legal_rows, list_violations
+from trainwright.compiler.choose import choose_plan
+from trainwright.compiler.estimate.layouts import one_layout
+from trainwright.compiler.facts import find_family
+from trainwright.compiler.load import load_spec
+from trainwright.compiler.plan import Layout, Plan
+from trainwright.compiler.resolve import resolve_spec
+
+TERMS = Terms(
+    shape=find_family("llama").published["8B"], context_length=8192, global_batch=512, nodes=4, devices_per_node=8
+)
+LEGAL = Layout(
+    tensor=4,
+    pipeline=2,
+    virtual_pipeline=1,
+    context=1,
+    expert=1,
+    data=4,
+    micro_batch=2,
+    micro_batches=64,
+    sequence_parallel=True,
+    distributed_optimizer=True,
+    recompute="none",
+    padded_vocab_size=128256,
+)
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    spec = Path(__file__).resolve().parents[1] / "specs" / "many_nodes.yaml"
+    return choose_plan(resolve_spec(load_spec(spec, ())))
+
+
+def test_a_legal_layout_breaks_nothing() -> None:
+    assert list_violations(TERMS, one_layout(LEGAL), 0) == []
+    assert legal_rows(TERMS, one_layout(LEGAL)).tolist() == [True]
+
+
+@pytest.mark.parametrize(
+    ("rule", "terms", "changes", "arithmetic"),
+    [
+        ("devices", {}, {"data": 2}, "tensor 4 x pipeline 2 x context 1 x data 2 = 16 devices, but nodes 4 x devices_per_node 8"),
+        ("global_batch", {}, {"micro_batch": 3}, "micro_batch 3 x micro_batches 64 x data 4 = 768 sequences, but global_batch"),
+        ("tensor_in_node", {}, {"tensor": 16}, "devices_per_node 8 / tensor 16 = 0.5 groups a node"),
+        ("heads", {}, {"tensor": 3}, "num_attention_heads 32 / tensor 3 = 10.67 heads a device"),
+        ("query_groups", {}, {"tensor": 16}, "num_query_groups 8 / tensor 16 = 0.5 key and value heads a device"),
+        ("ffn", {}, {"tensor": 3}, "ffn_hidden_size 14336 / tensor 3 = 4779 columns a device"),
+        ("layers", {}, {"pipeline": 3}, "num_layers 32 / (pipeline 3 x virtual_pipeline 1) = 10.67 layers a chunk"),
+        ("layers", {}, {"virtual_pipeline": 32}, "num_layers 32 / (pipeline 2 x virtual_pipeline 32) = 0.5 layers a chunk"),
+        ("interleaving", {}, {"pipeline": 1, "virtual_pipeline": 2}, "virtual_pipeline 2 with pipeline 1 and 64 micro-batches"),
+        ("interleaving", {}, {"virtual_pipeline": 2, "micro_batches": 63}, "virtual_pipeline 2 with pipeline 2 and 63"),
+        ("sequence", {"context_length": 8190}, {}, "context_length 8190 / (context 1 x tensor 4 with sequence_parallel) = 2048"),
+        ("sequence_parallel", {}, {"tensor": 1}, "sequence_parallel splits over tensor, and tensor is 1"),
+        ("experts", {}, {"expert": 2}, "expert 2 must divide num_experts 0 and data 4 x context 1"),
+        ("vocabulary", {}, {"padded_vocab_size": 128000}, "padded_vocab_size 128000 must be at least vocab_size 128256"),
+        ("vocabulary", {}, {"padded_vocab_size": 128258}, "a multiple of tensor 4"),
+        ("shape", {"shape": {"num_query_groups": 12}}, {}, "num_query_groups 12 must divide num_attention_heads 32"),
+    ],
+)  # fmt: skip
+def test_each_rule_prints_its_arithmetic(rule: str, terms: dict, changes: dict, arithmetic: str) -> None:
+    shared = replace(TERMS, **(terms | {"shape": replace(TERMS.shape, **terms.get("shape", {}))}))
+    table = one_layout(replace(LEGAL, **changes))
+    messages = [message for message in list_violations(shared, table, 0) if message.startswith(f"{rule}: ")]
+    assert len(messages) == 1
+    assert arithmetic in messages[0]
+    assert not legal_rows(shared, table)[0]
+
+
+def test_every_rule_is_broken_above() -> None:
+    marks = test_each_rule_prints_its_arithmetic.pytestmark
+    tried = {case[0] for mark in marks if mark.name == "parametrize" for case in mark.args[1]}
+    assert tried == {rule.name for rule in RULES}
+
+
+def test_all_violations_are_listed_of_the_row_asked_for() -> None:
+    good, bad = one_layout(LEGAL), one_layout(replace(LEGAL, tensor=3, pipeline=5))
+    both = type(good)(**{name: np.concatenate([getattr(good, name), getattr(bad, name)]) for name in vars(good)})
+    assert legal_rows(TERMS, both).tolist() == [True, False]
+    assert list_violations(TERMS, both, 0) == []
+    broken = [message.split(":")[0] for message in list_violations(TERMS, both, 1)]
+    assert broken == ["devices", "tensor_in_node", "heads", "query_groups", "ffn", "layers", "sequence"]
+
+
+def test_a_chosen_plan_is_legal_and_a_changed_one_is_not(plan: Plan) -> None:
+    assert check_plan(plan) == []
+    fewer = replace(plan, cluster=replace(plan.cluster, nodes=plan.cluster.nodes - 1))
+    assert [message.split(":")[0] for message in check_plan(fewer)] == ["devices"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokens_per_step": 1}, "tokens_per_step: global_batch 512 x context_length 8192 = 4194304, but tokens_per_step is 1"),
+        ({"warmup_steps": 10**9}, "warmup_steps: 1000000000 must be between 0 and steps"),
+        ({"min_learning_rate": 1.0}, "min_learning_rate: 1.0 must be between 0 and learning_rate 0.0003"),
+    ],
+)  # fmt: skip
+def test_training_leaves_must_agree(plan: Plan, changes: dict, message: str) -> None:
+    violations = check_plan(replace(plan, training=replace(plan.training, **changes)))
+    assert len(violations) == 1
+    assert violations[0].startswith(message)
+
+
+def test_a_leaf_without_a_reason_is_a_violation(plan: Plan) -> None:
+    reasons = {path: reason for path, reason in plan.reasons.items() if path != "layout.tensor"}
+    assert check_plan(replace(plan, reasons=reasons)) == ["reasons: layout.tensor has none"]
