@@ -120,11 +120,15 @@ def test_the_shape_of_the_demo() -> None:
 def test_a_published_size_is_the_published_shape(family: str, size: str) -> None:
     facts = find_family(family)
     published = facts.published[size]
-    for target in (nominal_parameters(size), float(count_parameters(published, facts.rules.context_length))):
-        if target:  # "8x7B" names no count
-            choice = choose_shape(facts, target, 50257, facts.rules.context_length)
-            assert choice.shape == replace(published, vocab_size=50257)
-            assert choice.reasons["shape.num_layers"].kind == "fact"
+    context = facts.rules.context_length
+    exact = choose_shape(facts, count_parameters(published, context), published.vocab_size, context)
+    assert exact.shape == published
+    assert exact.error == 0
+    assert exact.reasons["shape.num_layers"].kind == "fact"
+    if nominal := nominal_parameters(size):  # "8x7B" names no count
+        named = choose_shape(facts, nominal, 2048, context)
+        assert named.shape == replace(published, vocab_size=2048)
+        assert named.reasons["shape.vocab_size"].kind == "derived"
 
 
 def test_a_size_below_the_vocabulary_alone_is_refused() -> None:

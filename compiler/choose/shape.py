@@ -38,9 +38,10 @@ class ShapeChoice:
 
 def choose_shape(family: Family, target: float, vocab_size: int, context_length: int) -> ShapeChoice:
     """The shape of `target` parameters. `vocab_size` replaces the family's; `context_length` counts for learned positions."""
-    for size, shape in family.published.items():
-        if _is_meant(size, count_parameters(shape, family.rules.context_length), target):
-            return _published(family, size, replace(shape, vocab_size=vocab_size), target, context_length)
+    for size, published in family.published.items():
+        shape = replace(published, vocab_size=vocab_size)
+        if _is_meant(size, count_parameters(shape, context_length), target):
+            return _published(family, size, shape, target, context_length)
     return _nearest(family, target, vocab_size, context_length)
 
 
