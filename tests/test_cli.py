@@ -230,6 +230,63 @@ def test_compile_does_not_overwrite_what_a_person_edited(tmp_path: Path) -> None
     assert trainwright("compile", TINY, "-o", str(out)).returncode == 0
 
 
+def killed_at(move: int, out: Path, *arguments: str) -> None:
+    """Compile to `out` in a process that dies just before it moves the file number `move` (from 0) into place."""
+    probe = (
+        "import os, sys\n"
+        "from trainwright.compiler.cli import main\n"
+        "move, moves = os.replace, []\n"
+        "def counted(source, target):\n"
+        f"    if len(moves) == {move}: os._exit(9)\n"
+        "    moves.append(target)\n"
+        "    move(source, target)\n"
+        "os.replace = counted\n"
+        f"sys.argv = ['trainwright', 'compile', {TINY!r}, '-o', {str(out)!r}, *{arguments!r}]\n"
+        "main()"
+    )
+    assert subprocess.run([sys.executable, "-c", probe], capture_output=True).returncode == 9
+
+
+@pytest.mark.parametrize("move", [0, 3, 7])
+def test_a_first_compile_that_was_killed_is_finished_by_the_next(move: int, bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    killed_at(move, out)
+    assert len([name for name in content(out) if "/" not in name]) == move, "the manifest is the last"
+    assert not (out / "manifest.json").exists()
+    result = trainwright("compile", TINY, "-o", str(out))
+    assert result.returncode == 0, result.stderr
+    assert content(out) == content(bundle)
+
+
+def test_a_recompile_that_was_killed_is_no_edit_by_hand(bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    assert trainwright("compile", TINY, "-o", str(out), "--set", "stages={ingest: {}}").returncode == 0
+    killed_at(3, out, "--set", "seed=5")
+    assert trainwright("compile", TINY, "-o", str(out), "--set", "stages={ingest: {}}").returncode == 0
+    assert {name for name in content(out) if name.endswith(".py")} == {"01_ingest.py"}, "what it brought is removed"
+    killed_at(3, out, "--set", "seed=5")
+    (out / "01_ingest.py").write_text("# mine\n")
+    refused(trainwright("compile", TINY, "-o", str(out)), 8, "01_ingest.py: edited by hand")
+    (out / "01_ingest.py").unlink()
+    assert trainwright("compile", TINY, "-o", str(out)).returncode == 0
+    assert content(out) == content(bundle)
+
+
+def test_compile_replaces_a_bundle_whose_manifest_is_damaged(bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    assert trainwright("compile", TINY, "-o", str(out), "--set", "stages={data: {kind: ingest}}").returncode == 0
+    manifest = (out / "manifest.json").read_text()
+    (out / "manifest.json").write_text(manifest[: len(manifest) // 2])
+    (out / "work").mkdir()
+    (out / "notes.txt").write_text("mine")
+    refused(trainwright("compile", TINY, "-o", str(out)), 8, "no readable manifest.json: notes.txt")
+    (out / "notes.txt").unlink()
+    result = trainwright("compile", TINY, "-o", str(out))
+    assert result.returncode == 0, result.stderr
+    assert content(out) == content(bundle), "without 01_data.py"
+    assert (out / "work").is_dir()
+
+
 def test_compile_refuses_what_is_no_bundle(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.txt").write_text("mine")
@@ -239,10 +296,18 @@ def test_compile_refuses_what_is_no_bundle(tmp_path: Path) -> None:
         8,
         "a file stands where the bundle should go",
     )
+    (tmp_path / "readme").mkdir()
+    (tmp_path / "readme" / "README.md").write_text("mine")
+    refused(trainwright("compile", TINY, "-o", "readme", cwd=tmp_path), 8, "readme: not empty, and no bundle")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "01_prepare.py").write_text("print('mine')\n")
+    refused(trainwright("compile", TINY, "-o", "own", cwd=tmp_path), 8, "no readable manifest.json: 01_prepare.py")
     outside = {"files": {"../thesis.txt": "0" * 64}}
     (tmp_path / "evil").mkdir()
     (tmp_path / "evil" / "manifest.json").write_text(json.dumps(outside))
-    refused(trainwright("compile", TINY, "-o", "evil", cwd=tmp_path), 8, "no bundle")
+    (tmp_path / "thesis.txt").write_text("mine")
+    assert trainwright("compile", TINY, "-o", "evil", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
     refused(trainwright("compile", TINY, "-o", "home/thesis.txt/x", cwd=tmp_path), 8)
     assert content(tmp_path / "home") == {"thesis.txt": b"mine"}
 
