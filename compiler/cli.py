@@ -4,7 +4,9 @@ A user's mistake ends as `error: ...` on stderr with the exit code of its class;
 """
 
 import contextlib
+import errno
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trainwright.compiler.errors import CompileError
+from trainwright.compiler.errors import CompileError, FileError, UsageError
 
 if TYPE_CHECKING:
     from trainwright.compiler.plan import Plan
@@ -22,11 +24,14 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="trainwright",
     help="Compile a training spec into planned, runnable Megatron-Core programs, and run them.",
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+# The click that reads the command line: typer's own copy or the package, by typer's version.
+_CommandLineError: Any = typer.BadParameter.__base__
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # of a disk
 
 SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="The spec, a YAML file.", show_default=False)]
 BundleFolder = Annotated[
@@ -59,14 +64,33 @@ def main() -> None:
         # A terminal that cannot spell a character of the user's spec is no reason to fail.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        app()
+        code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
+        sys.stdout.flush()
     except CompileError as error:
         _fail(str(error), error.exit_code)
+    except _CommandLineError as error:
+        command = error.ctx.command_path if error.ctx is not None else app.info.name
+        _fail(f"{error.format_message().rstrip('.')}; `{command} --help` shows what it takes", UsageError.exit_code)
+    except BrokenPipeError:  # `| head` has read enough
+        _drop_output()
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        _drop_output()
+        _fail(f"the output cannot be written: {error.strerror}; make room, or write elsewhere", FileError.exit_code)
+    sys.exit(code)
+
+
+def _drop_output() -> None:
+    """What is still in stdout's buffer goes nowhere, so that the interpreter's last flush does not fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, exit_code: int) -> None:
     first, *rest = ("".join(c if c.isprintable() else repr(c)[1:-1] for c in line) for line in message.split("\n"))
-    print(f"error: {first}", *rest, sep="\n       ", file=sys.stderr)
+    with contextlib.suppress(OSError):  # the exit code remains
+        print(f"error: {first}", *rest, sep="\n       ", file=sys.stderr)
     sys.exit(exit_code)
 
 

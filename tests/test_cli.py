@@ -313,17 +313,25 @@ def test_compile_refuses_what_is_no_bundle(tmp_path: Path) -> None:
 
 
 def test_a_wrong_command_line_is_exit_code_2() -> None:
-    for arguments in (
-        ["plan"],
-        ["compile", TINY],
-        ["nonsense"],
-        ["plan", TINY, "--nonsense"],
-        ["run", "x", "--port", "99999"],
+    for arguments, fragment in (
+        (["plan"], "Missing argument 'SPEC'; `trainwright plan --help`"),
+        (["compile", TINY], "Missing option"),
+        (["nonsense"], "nonsense"),
+        (["plan", TINY, "--nonsense"], "--nonsense"),
+        (["run", "x", "--port", "99999"], "`trainwright run --help`"),
     ):
-        result = trainwright(*arguments)
-        assert result.returncode == 2
-        assert "Error: " in result.stderr
-        assert "Traceback" not in result.stderr
+        refused(trainwright(*arguments), 2, fragment)
+    alone = trainwright()
+    assert (alone.returncode, alone.stdout) == (0, trainwright("--help").stdout)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("arguments", [("plan", TINY), ("plan", TINY, "--json"), ("schema",)], ids=" ".join)
+def test_a_full_disk_is_one_error(arguments: tuple[str, ...]) -> None:
+    with open("/dev/full", "w") as full:
+        result = subprocess.run([TRAINWRIGHT, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert (result.returncode, result.stderr.count("\n")) == (8, 1), result.stderr
+    assert result.stderr.startswith("error: the output cannot be written: No space left on device")
 
 
 def test_a_closed_pipe_is_no_traceback() -> None:
