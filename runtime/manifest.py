@@ -1,14 +1,15 @@
 """The contract between compile and run: what `manifest.json` in a bundle holds. Standard library only.
 
-Compatibility rule: adding a field with a default keeps SCHEMA_VERSION; anything else raises it.
-A runtime reads its own version only.
+Compatibility rule: adding a field with a default keeps SCHEMA_VERSION; anything else raises it. Within a version a reader
+drops the keys that it does not know and takes the default of a field that is absent. A runtime reads its own version only.
 """
 
 import ast
 import hashlib
 import json
-from dataclasses import asdict, dataclass
-from typing import Any
+import sys
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -58,20 +59,62 @@ def read_manifest(text: str) -> Manifest:
     try:
         raw: dict[str, Any] = json.loads(text)
         version = raw["schema_version"]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ManifestError(f"it is not a manifest ({type(error).__name__}: {error})") from error
     if version != SCHEMA_VERSION:
         raise ManifestError(f"it has schema version {version!r}; this trainwright reads version {SCHEMA_VERSION}")
     try:
-        stages = tuple(_stage(stage) for stage in raw["stages"])
-        return Manifest(**{**raw, "stages": stages})
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ManifestError(f"it is damaged ({type(error).__name__}: {error})") from error
+        return read_record(Manifest, raw)
+    except ManifestError as error:
+        raise ManifestError(f"it is damaged ({error})") from error
 
 
-def _stage(raw: dict[str, Any]) -> Stage:
-    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
-    return Stage(**fields)
+_Record = TypeVar("_Record")
+_WORDS: dict[Any, str] = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def read_record(kind: type[_Record], raw: object, place: str = "") -> _Record:
+    """An instance of the dataclass `kind` from parsed JSON: unknown keys are dropped, absent ones take their default.
+
+    Raises ManifestError with the field's name (below `place`, "" for the top) where a value is not what its annotation says.
+    Annotations are made of str, int, float, bool, None, dataclasses, `tuple[X, ...]`, `dict[str, X]` and unions.
+    """
+    if not isinstance(raw, dict):
+        raise _mismatch(place or "the whole", "an object", raw)
+    hints, values = get_type_hints(kind), {}
+    for item in fields(kind):  # type: ignore[arg-type]  # a dataclass, as every caller's is
+        where = f"{place}.{item.name}" if place else item.name
+        if item.name in raw:
+            values[item.name] = _value(hints[item.name], raw[item.name], where)
+        elif item.default is MISSING and item.default_factory is MISSING:
+            raise ManifestError(f"{where} is missing")
+    return kind(**values)
+
+
+def _value(hint: Any, raw: object, where: str) -> Any:
+    parts = get_args(hint)
+    if get_origin(hint) is tuple:
+        if not isinstance(raw, list):
+            raise _mismatch(where, "a list", raw)
+        return tuple(_value(parts[0], value, f"{where}[{index}]") for index, value in enumerate(raw))
+    if get_origin(hint) is dict:
+        if not isinstance(raw, dict):
+            raise _mismatch(where, "an object", raw)
+        return {key: _value(parts[1], value, f"{where}.{key}") for key, value in raw.items()}
+    if type(None) in parts:
+        return None if raw is None else _value(parts[0], raw, where)
+    if hint not in _WORDS:
+        return read_record(hint, raw, where)
+    # JSON's true and false are no numbers, its NaN and Infinity none to calculate with; 1 is also 1.0.
+    number = float if type(raw) is int and hint is float else type(raw)
+    if number is not hint or (isinstance(raw, int | float) and not abs(raw) <= sys.float_info.max):
+        raise _mismatch(where, _WORDS[hint], raw)
+    return raw
+
+
+def _mismatch(where: str, wanted: str, raw: object) -> ManifestError:
+    text = json.dumps(raw)
+    return ManifestError(f"{where} should be {wanted}, not {text if len(text) <= 40 else text[:40] + '...'}")
 
 
 def file_hash(content: bytes) -> str:
