@@ -5,11 +5,12 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from trainwright.runtime.errors import BundleBusy, BundleError
+from trainwright.runtime.manifest import ManifestError, read_record
 from trainwright.runtime.workspace import write_json
 
 STATE_FILE = "state.json"
@@ -34,24 +35,28 @@ class StageState:
     note: str = ""  # why it failed, in a few words
 
 
+@dataclass(frozen=True)
+class _File:
+    """What `state.json` holds, apart from the `run_id` that is there for people."""
+
+    stages: dict[str, StageState]
+
+
 class RunState:
     """`state.json`, held in memory and replaced whole at each change."""
 
     def __init__(self, work: Path, run_id: str) -> None:
-        """Raises BundleError where the file is there and cannot be read."""
+        """Raises BundleError where the file is there and cannot be read, or `work` is no folder."""
         self._path, self._run_id = work / STATE_FILE, run_id
         self._stages: dict[str, StageState] = {}
-        known = {item.name for item in fields(StageState)}
         try:
-            raw = json.loads(self._path.read_text(encoding="utf-8"))["stages"]
-            for name, stage in raw.items():
-                self._stages[name] = StageState(**{key: value for key, value in stage.items() if key in known})
+            self._stages = read_record(_File, json.loads(self._path.read_text(encoding="utf-8"))).stages
         except FileNotFoundError:
             pass
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-            raise BundleError(
-                f"{self._path}: is damaged ({type(error).__name__}: {error}); delete it, and every stage runs again"
-            ) from error
+        except OSError as error:
+            raise _unusable(work, error) from error
+        except (ManifestError, ValueError, RecursionError) as error:
+            raise BundleError(f"{self._path}: is damaged ({error}); delete it, and every stage runs again") from error
 
     def __getitem__(self, name: str) -> StageState:
         return self._stages.get(name, StageState())
@@ -84,11 +89,27 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def _unusable(work: Path, error: OSError) -> BundleError:
+    reason = error.strerror or str(error)
+    if os.path.lexists(work) and not os.path.isdir(work):  # Path.is_dir raises where a parent may not be entered
+        reason = "it is not a folder"
+    elif error.filename and Path(error.filename) != work:
+        reason = f"{error.filename}: {reason}"
+    return BundleError(f"{work}: cannot be the work folder ({reason}); make it usable, or name another with --work")
+
+
 @contextlib.contextmanager
 def lock_work(work: Path) -> Iterator[None]:
-    """Hold `work` for this process. Raises BundleBusy while another holds it; the kernel frees it when that process ends."""
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / LOCK_FILE).open("a+", encoding="utf-8") as file:
+    """Hold `work`, which is made if need be, for this process; the kernel frees it when that process ends.
+
+    Raises BundleBusy while another process holds it, BundleError where it cannot be made or written to.
+    """
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        file = (work / LOCK_FILE).open("a+", encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise _unusable(work, error) from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -97,6 +118,8 @@ def lock_work(work: Path) -> Iterator[None]:
             raise BundleBusy(
                 f"{work}: another run is executing there (process {holder}); wait for it, stop it, or use another --work"
             ) from None
+        except OSError as error:  # a file system without locks
+            raise _unusable(work, error) from error
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -104,7 +127,7 @@ def lock_work(work: Path) -> Iterator[None]:
 
 
 def is_locked(work: Path) -> bool:
-    """Whether a run is executing in `work` now."""
+    """Whether a run is executing in `work` now. Raises BundleError where that cannot be read."""
     try:
         with (work / LOCK_FILE).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -112,4 +135,6 @@ def is_locked(work: Path) -> bool:
         return False
     except BlockingIOError:
         return True
+    except OSError as error:
+        raise _unusable(work, error) from error
     return False
