@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import stat
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -30,10 +31,18 @@ class Hashes:
         self._known: dict[str, list[int | str]] = {}
         self._changed = False
         with contextlib.suppress(OSError, ValueError):  # a damaged cache is only slower
-            self._known = dict(json.loads(self._path.read_text(encoding="utf-8")))
+            known = json.loads(self._path.read_text(encoding="utf-8"))
+            if isinstance(known, dict):
+                self._known = {key: row for key, row in known.items() if isinstance(row, list) and len(row) == 3}
 
     def file(self, path: Path) -> str:
-        """sha256 of the file's content, in hex."""
+        """sha256 of the file's content, in hex. Raises DataError where it cannot be read."""
+        try:
+            return self._hash(path)
+        except OSError as error:
+            raise _unreadable(path, error) from error
+
+    def _hash(self, path: Path) -> str:
         status = path.stat()
         key = str(path.relative_to(self._work)) if path.is_relative_to(self._work) else str(path)
         known = self._known.get(key)
@@ -70,12 +79,29 @@ def missing_outputs(stage: Stage, folder: StageFolder) -> list[str]:
 
 
 def _matches(pattern: str, data_root: Path) -> list[tuple[str, Path]]:
-    names = glob.glob(pattern, root_dir=data_root, recursive=True)
-    return [(name, data_root / name) for name in names if (data_root / name).is_file()]
+    """The files that the glob names, as it names them and with their path. Raises DataError where one cannot be read."""
+    found = []
+    for name in glob.glob(pattern, root_dir=data_root, recursive=True):
+        path = data_root / name
+        try:
+            if stat.S_ISREG(path.stat().st_mode):
+                path.open("rb").close()
+                found.append((name, path))
+        except OSError as error:
+            raise _unreadable(path, error) from error
+    return found
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    what = f"the link to {path.readlink()}" if path.is_symlink() else "it"
+    return DataError(f"{path}: {what} cannot be read ({error.strerror}); make it readable, or move it away")
 
 
 def require_inputs(stage: Stage, data_root: Path) -> None:
-    """Raises DataError where one of the user's globs matches nothing, Unsupported for a connector that is not known."""
+    """Raises DataError where one of the user's globs matches nothing or a file that cannot be read.
+
+    Raises Unsupported for a connector that is not known.
+    """
     for pattern in stage.inputs:
         if pattern.startswith(CONNECTOR):
             _connector_version(stage, pattern)
