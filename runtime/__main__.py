@@ -8,6 +8,7 @@ import typer
 
 from trainwright.runtime.cli import run_bundle, status_bundle
 from trainwright.runtime.errors import RunError
+from trainwright.runtime.reading import error_text
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -37,10 +38,13 @@ def status(bundle: BundleFolder, data_root: DataRoot = None, work: WorkFolder = 
 
 
 def main() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot spell a character of the user's data is no reason to fail.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         app(prog_name="python -m trainwright.runtime")
     except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error_text(str(error)), file=sys.stderr)
         sys.exit(error.exit_code)
 
 

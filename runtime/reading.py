@@ -67,6 +67,12 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
+def error_text(message: str) -> str:
+    """An error as both command lines print it: further lines indented below the first, what would steer a terminal escaped."""
+    lines = ("".join(char if char.isprintable() else repr(char)[1:-1] for char in line) for line in message.split("\n"))
+    return "error: " + "\n       ".join(lines)
+
+
 def format_duration(seconds: float) -> str:
     """For people: "0.4 s", "4 min 10 s", "3 h 5 min", "2 d 3 h"."""
     if seconds < 59.95:
