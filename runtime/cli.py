@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,9 +36,9 @@ def run_bundle(
 ) -> int:
     """Execute the stages that are not done. Returns 0, or `errors.INTERRUPTED` after Ctrl-C, SIGTERM or SIGHUP.
 
-    `only`: just these stages. `start`: this stage and all after it, even if unchanged. `data_root`: where relative inputs lie
-    (default: what the spec said, from the current folder). `work`: where the run keeps its files (default: BUNDLE/work).
-    `port`: of the rendezvous; 0: a free one. Raises a RunError for everything that a user can cause.
+    `only`: just these stages. `start`: this stage and all after it, even if unchanged; not both. `data_root`: where relative
+    inputs lie (default: what the spec said, from the current folder). `work`: where the run keeps its files (default:
+    BUNDLE/work). `port`: of the rendezvous; 0: a free one. Raises a RunError for everything that a user can cause.
     """
     console = open_console()
     opened = open_bundle(bundle)
@@ -45,7 +46,7 @@ def run_bundle(
     for note in edited_files(opened):
         console.print(printable(note))
     with _signals_as_ctrl_c():
-        show = Show(console, len(only) or len(opened.stages))
+        show = Show(console, len(set(only)) or len(opened.stages))
         try:
             with show:
                 execute(opened, workspace, show, only=only, start=start, port=port)
@@ -98,7 +99,11 @@ def status_bundle(bundle: Path, *, data_root: Path | None = None, work: Path | N
 def _workspace(opened: Bundle, data_root: Path | None, work: Path | None) -> Workspace:
     root = data_root if data_root is not None else Path(opened.manifest.data_root)
     folder = work if work is not None else opened.path / "work"
-    return Workspace(bundle=opened.path.resolve(), work=folder.resolve(), data_root=root.resolve())
+    return Workspace(bundle=opened.path.resolve(), work=_real(folder), data_root=_real(root))
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # Path.resolve raises for a loop of links, before Python 3.13
 
 
 def _print_state(console: Console, opened: Bundle, workspace: Workspace) -> None:

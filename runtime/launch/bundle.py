@@ -1,6 +1,8 @@
 """A bundle on disk: its manifest, the files edited since it was compiled, and the choice of stages for one run."""
 
 import difflib
+import glob
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from trainwright.runtime.manifest import (
 )
 
 LAUNCHERS = ("python", "torchrun")
+_WRITTEN = "the folder that `trainwright compile` wrote"
 
 
 @dataclass(frozen=True)
@@ -36,40 +39,72 @@ class Bundle:
             return program_identity((self.path / stage.program).read_text(encoding="utf-8"))
         except SyntaxError as error:
             raise BundleError(
-                f"{stage.program}:{error.lineno or 1}: {error.msg}; correct the edit, or compile the bundle again"
+                f"{stage.program}:{error.lineno or 1}: {error.msg}; correct the edit, or move the file away and compile"
+                f" again: `trainwright compile SPEC -o {self.path}`"
             ) from error
         except (ValueError, OSError) as error:  # ValueError: not UTF-8, or a null byte
-            raise BundleError(f"{stage.program}: cannot be read ({error}); compile the bundle again") from error
+            raise BundleError(
+                f"{stage.program}: cannot be read ({error}); make it readable, or move it away and"
+                f" compile again: `trainwright compile SPEC -o {self.path}`"
+            ) from error
 
 
 def open_bundle(path: Path) -> Bundle:
     """Read `path`'s manifest. Raises BundleError where there is none, it is damaged or of another version, or lacks a program."""
     file = path / MANIFEST_FILE
+    # The same folder may be refused by `compile`, which overwrites nothing that it cannot tell to be its own.
+    anew = (
+        "compile its spec into another folder (`trainwright compile SPEC -o FOLDER`) and run that;"
+        f" --work {path / 'work'} goes on with what is done"
+    )
     try:
         manifest = read_manifest(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise BundleError(
-            f"{path}: no {MANIFEST_FILE} there, so it is not a bundle; make one with `trainwright compile SPEC -o {path}`"
-        ) from None
-    except (ManifestError, OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"{file}: {error}; compile the bundle again: `trainwright compile SPEC -o {path}`") from error
+        raise BundleError(f"{path}: {_no_bundle(path)}") from None
+    except OSError as error:
+        raise BundleError(f"{file}: cannot be read ({error.strerror}); make it readable") from error
+    except (ManifestError, UnicodeDecodeError) as error:
+        raise BundleError(f"{file}: {error}; {anew}") from error
     fault = _fault(path, manifest)
     if fault:
-        raise BundleError(f"{file}: {fault}; compile the bundle again: `trainwright compile SPEC -o {path}`")
+        raise BundleError(f"{file}: {fault}; {anew}")
     return Bundle(path=path, manifest=manifest)
+
+
+def _no_bundle(path: Path) -> str:
+    """Why `path` is none, and what to do; only commands that will not be refused."""
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        folder = path.with_suffix("")
+        if folder.exists() and not (folder / MANIFEST_FILE).exists():
+            folder = path.with_name(f"{path.stem}-bundle")
+        return (
+            f"is a spec, not a bundle; compile it, then run what that wrote:\n"
+            f"trainwright compile {path} -o {folder}\ntrainwright run {folder}"
+        )
+    if os.path.isfile(path):
+        inside = (path.parent / MANIFEST_FILE).is_file()
+        return f"is a file, a bundle is a folder; name {path.parent if inside else _WRITTEN}"
+    if glob.glob("*", root_dir=path, include_hidden=True):
+        return f"no {MANIFEST_FILE} there, so it is not a bundle; name {_WRITTEN}"
+    what = f"no {MANIFEST_FILE} there, so it is not a bundle" if os.path.isdir(path) else "there is no such folder"
+    return f"{what}; make a bundle with `trainwright compile SPEC -o {path}`"
 
 
 def _fault(path: Path, manifest: Manifest) -> str:
     """What keeps the stages from being executed, or ""."""
     seen: set[str] = set()
+    if "\0" in manifest.data_root:
+        return f"it is damaged (data_root {manifest.data_root!r})"
     for stage in manifest.stages:
         # A name is a folder below work/, a program a file of the bundle: neither may lead elsewhere.
-        if not stage.name or stage.name in (".", "..") or Path(stage.name).name != stage.name or stage.name in seen:
+        if Path(stage.name).name != stage.name or not stage.name.isprintable() or stage.name in ("", "..", *seen):
             return f"it is damaged (stage name {stage.name!r})"
         if stage.launcher not in LAUNCHERS:
             return f"stage {stage.name} has the launcher {stage.launcher!r}; known are {' and '.join(LAUNCHERS)}"
         if Path(stage.program).name != stage.program or not (path / stage.program).is_file():
             return f"the program {stage.program} of stage {stage.name} is missing"
+        if min(stage.nodes, stage.processes_per_node) < 1:
+            return f"stage {stage.name} has {stage.nodes} nodes of {stage.processes_per_node} processes"
         late = [need for need in stage.needs if need not in seen]
         if late:
             return f"stage {stage.name} needs {late[0]}, which does not stand before it"
@@ -90,7 +125,12 @@ def edited_files(bundle: Bundle) -> list[str]:
 
 
 def choose_stages(bundle: Bundle, only: Sequence[str], start: str) -> tuple[list[Stage], set[str]]:
-    """(stages to consider, in order; names of those that run even if nothing changed). Raises BundleError for unknown names."""
+    """(stages to consider, in order; names of those that run even if nothing changed). Raises BundleError for unknown names.
+
+    `only` and `start` exclude each other: the one picks among what is not done, the other has done things done again.
+    """
+    if only and start:
+        raise BundleError("--only and --from cannot be combined; give one of them")
     names = [stage.name for stage in bundle.stages]
     for name in (*only, *([start] if start else [])):
         if name not in names:

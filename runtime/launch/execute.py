@@ -64,6 +64,7 @@ def _require_runnable(bundle: Bundle, workspace: Workspace, chosen: Sequence[Sta
                 f"{stage.name}: is for {stage.nodes} nodes of {stage.processes_per_node} processes; start"
                 f" {bundle.path / 'launch.sh'} on each of them (stages for one node can be run here: --only NAME)"
             )
+    for stage in chosen:
         bundle.program_id(stage)
         require_inputs(stage, workspace.data_root)
     if port:
