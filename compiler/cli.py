@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -87,7 +87,7 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _fail(message: str, exit_code: int) -> None:
+def _fail(message: str, exit_code: int) -> NoReturn:
     first, *rest = ("".join(c if c.isprintable() else repr(c)[1:-1] for c in line) for line in message.split("\n"))
     with contextlib.suppress(OSError):  # the exit code remains
         print(f"error: {first}", *rest, sep="\n       ", file=sys.stderr)

@@ -17,6 +17,10 @@ def _model_contradictions(spec: Spec) -> list[tuple[str, str]]:
         width = f"{shape.hidden_size} / {shape.num_attention_heads} = {shape.hidden_size / shape.num_attention_heads:g}"
         text = f"hidden_size / num_attention_heads = {width} is no whole width of a head; change one, or state head_dim"
         found.append(("model.shape.num_attention_heads", text))
+    if shape is not None and shape.num_query_groups and shape.num_attention_heads % shape.num_query_groups:
+        found.append(
+            ("model.shape.num_query_groups", _uneven_groups(shape.num_attention_heads, shape.num_query_groups))
+        )
     if shape is None and spec.model.size is None and spec.data.tokens is None and budget is None:
         found.append(
             ("model", "nothing says how much to train; give model.size, model.shape, data.tokens or compute.budget")
@@ -33,6 +37,15 @@ def _model_contradictions(spec: Spec) -> list[tuple[str, str]]:
             ("training.warmup", f"{training.warmup.amount:.0%} of the steps is more than all of them; 100% at most")
         )
     return found
+
+
+def _uneven_groups(heads: int, groups: int) -> str:
+    divisors = [divisor for divisor in range(1, heads + 1) if heads % divisor == 0]
+    near = [*[divisor for divisor in divisors if divisor < groups][-1:], *[d for d in divisors if d > groups][:1]]
+    return (
+        f"num_attention_heads / num_query_groups = {heads} / {groups} = {heads / groups:g} is no whole number of query heads "
+        f"a group; take {' or '.join(map(str, near))}"
+    )
 
 
 def _data_contradictions(data: DataSpec) -> list[tuple[str, str]]:
