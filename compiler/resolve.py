@@ -5,18 +5,19 @@ Fields that contradict each other are refused here, all of them in one message.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any, Generic, TypeVar
 
 from trainwright.compiler.contradictions import find_contradictions
 from trainwright.compiler.document import Document
 from trainwright.compiler.errors import SpecError, UnknownNameError
+from trainwright.compiler.estimate.params import count_parameters
 from trainwright.compiler.facts import Device, Family, find_device, find_family
 from trainwright.compiler.load import LoadedSpec
 from trainwright.compiler.plan import Source
 from trainwright.compiler.spec import DataSpec, ModelSpec, Spec
-from trainwright.compiler.units import Quantity
+from trainwright.compiler.units import Quantity, format_quantity
 
 T = TypeVar("T", str, int)
 
@@ -154,11 +155,12 @@ _OPEN = {
     "not_negative": Range(0, 10),
 }
 _RECOMPUTE = ("none", "selective", "full")
+_MOST_PIPELINE_STAGES = 1024
 _LARGEST_MICRO_BATCH = 64  # sequences: beyond it a device is busy already, and activations only grow
 
 
 def resolve_spec(loaded: LoadedSpec) -> ResolvedSpec:
-    """Raises SpecError (fields that contradict each other, all of them), UnknownNameError (device, family)."""
+    """Raises SpecError (fields that contradict each other, all of them), UnknownNameError (device, family, size)."""
     spec, document = loaded.spec, loaded.document
     problems = [f"{document.place(path)}: {path}: {text}" for path, text in find_contradictions(spec)]
     if problems:
@@ -173,7 +175,7 @@ def resolve_spec(loaded: LoadedSpec) -> ResolvedSpec:
         name=spec.name,
         overrides=document.overrides,
         seed=_range(spec.seed, "seed"),
-        model=_model(spec.model, family, cuda),
+        model=_model(spec.model, family, _size(spec.model, family, document), cuda),
         data=_data(spec.data),
         training=_training(spec),
         compute=ResolvedCompute(
@@ -186,9 +188,9 @@ def resolve_spec(loaded: LoadedSpec) -> ResolvedSpec:
         ),
         layout=ResolvedLayout(
             # Beyond a node's fast links tensor parallelism is slower than any other layout.
-            tensor=_choice(spec.layout.tensor, _divisors(spec.compute.devices_per_node)),
-            pipeline=_choice(spec.layout.pipeline, _divisors(devices)),
-            data=_choice(spec.layout.data, _divisors(devices)),
+            tensor=_choice(spec.layout.tensor, _divisors(spec.compute.devices_per_node, spec.compute.devices_per_node)),
+            pipeline=_choice(spec.layout.pipeline, _divisors(devices, _MOST_PIPELINE_STAGES)),
+            data=_choice(spec.layout.data, _divisors(devices, devices)),
             micro_batch=_choice(spec.layout.micro_batch, _powers_of_two(_LARGEST_MICRO_BATCH)),
             recompute=_choice(spec.layout.recompute, _RECOMPUTE),
             layer_spec=Choice((layer_spec,)),
@@ -214,7 +216,27 @@ def _facts(spec: Spec, document: Document) -> tuple[Family, Device]:
     return find_family(spec.model.family), find_device(spec.compute.device)
 
 
-def _model(model: ModelSpec, family: Family, cuda: bool) -> ResolvedModel:
+def _size(model: ModelSpec, family: Family, document: Document) -> Range:
+    """Parameters; of a published size that is named, exactly those that it has here. Raises UnknownNameError."""
+    size = model.size
+    if not isinstance(size, str):
+        return _range(size, "size")
+    vocab_size = model.vocab_size or family.rules.vocab_size
+    context_length = model.context_length or family.rules.context_length
+    counts = {
+        name: count_parameters(replace(shape, vocab_size=vocab_size), context_length)
+        for name, shape in family.published.items()
+    }
+    if size not in counts:
+        known = ", ".join(f"{name} = {format_quantity('parameters', count)}" for name, count in counts.items())
+        raise UnknownNameError(
+            f"{document.place('model.size')}: model.size: {family.name} has published no size {size}; give a count of"
+            f" parameters, such as 46.7B, or one of its published sizes: {known}"
+        )
+    return Range(float(counts[size]), float(counts[size]))
+
+
+def _model(model: ModelSpec, family: Family, size: Range, cuda: bool) -> ResolvedModel:
     shape: tuple[PinnedShape, ...] = ()
     if (given := model.shape) is not None:
         shape = (
@@ -229,7 +251,7 @@ def _model(model: ModelSpec, family: Family, cuda: bool) -> ResolvedModel:
         )
     return ResolvedModel(
         family=family,
-        size=_range(model.size, "size"),
+        size=size,
         shape=shape,
         context_length=_range(model.context_length, "context_length"),
         # Without CUDA, bf16 saves no time, and fp32 is exact to compare.
@@ -305,9 +327,10 @@ def _choice(pin: T | None, free: tuple[T, ...]) -> Choice[T]:
     return Choice(free if pin is None else (pin,))
 
 
-def _divisors(number: int) -> tuple[int, ...]:
+def _divisors(number: int, most: int) -> tuple[int, ...]:
+    """Of `number`, up to `most`."""
     low = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
-    return tuple(sorted({*low, *(number // divisor for divisor in low)}))
+    return tuple(sorted(divisor for divisor in {*low, *(number // divisor for divisor in low)} if divisor <= most))
 
 
 def _powers_of_two(most: int) -> tuple[int, ...]:

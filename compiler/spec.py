@@ -3,15 +3,17 @@
 What concerns two fields at once is in `contradictions.py`, a fact in `resolve.py`, the finished plan in `check.py`.
 """
 
+import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 from pydantic_core import CoreSchema, core_schema
 
 from trainwright.compiler.units import BUDGET_KINDS, KINDS, Quantity, UnitError, format_quantity, parse_quantity
 
-STAGE_KINDS = ("ingest", "tokenizer", "tokenize", "pretrain")
+StageKind = Literal["ingest", "tokenizer", "tokenize", "pretrain"]
+STAGE_KINDS: tuple[StageKind, ...] = get_args(StageKind)
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,15 @@ class _Measure:
     bare: str = ""  # the kind of a number without a unit; "": a unit is needed
     low: float = 0.0
     high: float = 1e60
+    names: str = ""  # pattern of the names that stand for a quantity, which the facts know; they are kept as written
 
-    def __call__(self, value: object) -> Quantity:
+    def __call__(self, value: object) -> Quantity | str:
+        if self.names and isinstance(value, str) and re.fullmatch(self.names, value.strip()):
+            return value.strip()
         quantity = parse_quantity(value, self.accepted, self.bare)
         if not self.low <= quantity.amount <= self.high:
-            low, high = (format_quantity(quantity.kind, bound) for bound in (self.low, self.high))
-            raise UnitError(f"{value!r} is out of range: {low} to {high}")
+            word, bound = ("at least", self.low) if quantity.amount < self.low else ("at most", self.high)
+            raise UnitError(f"{value!r} is out of range: it must be {word} {format_quantity(quantity.kind, bound)}")
         return quantity
 
     def __get_pydantic_core_schema__(self, source: object, handler: object) -> CoreSchema:
@@ -48,7 +53,10 @@ def _section_or_empty(value: object) -> object:
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 StageName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
 Tokens = Annotated[Quantity, _Measure(("tokens",), bare="tokens", low=1, high=1e16)]
-Parameters = Annotated[Quantity, _Measure(("parameters",), bare="parameters", low=1000, high=1e14)]
+Size = Annotated[
+    Quantity | str,  # a mixture of experts is called by them: 8x7B
+    _Measure(("parameters",), bare="parameters", low=1000, high=1e14, names=r"\d+x\d+(\.\d+)?[MBT]"),
+]
 Batch = Annotated[Quantity, _Measure(("tokens", "sequences"), low=1, high=1e10)]
 Warmup = Annotated[Quantity, _Measure(("steps", "fraction"), high=1e9)]
 HeldOut = Annotated[Quantity, _Measure(("fraction",), bare="fraction", low=0.001, high=0.4)]
@@ -81,8 +89,10 @@ class ModelSpec(_Section):
     family: str = Field(
         description="a known model family, such as llama: it sets norm, activation, positions and biases"
     )
-    size: Parameters | None = Field(
-        default=None, description="parameters (count), such as 8B; absent: chosen from the budget or the tokens"
+    size: Size | None = Field(
+        default=None,
+        description="parameters (count), such as 8B, or what the family calls a published size, such as 8x7B; absent: chosen"
+        " from the budget or the tokens",
     )
     shape: ShapeSpec | None = Field(
         default=None, description="dimensions, instead of a size; absent: chosen for the size"
@@ -205,9 +215,7 @@ class LayoutSpec(_Section):
 class StageSpec(_Section):
     """One stage instance."""
 
-    kind: Literal["ingest", "tokenizer", "tokenize", "pretrain"] | None = Field(
-        default=None, description="which stage it is; absent: the instance's name"
-    )
+    kind: StageKind | None = Field(default=None, description="which stage it is; absent: the instance's name")
     baseline: Literal["bigram", "none"] | None = Field(
         default=None, description="pretrain: the model that the result is compared with on held-out text"
     )

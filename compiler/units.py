@@ -118,21 +118,6 @@ def _refusal(value: object, accepted: tuple[str, ...], problem: str) -> UnitErro
     return UnitError(f"{value!r} {problem}; accepted: {', '.join(KINDS[kind].example for kind in accepted)}")
 
 
-def parse_count(value: object, kind: str) -> int:
-    """A whole number of `kind`, the unit optional: "1.4T tokens", "1.4T", 2900000."""
-    return parse_quantity(value, (kind,), bare=kind).count
-
-
-def parse_budget(value: object) -> Quantity:
-    """What may be spent; the unit says whether it is time (s), money (USD), FLOPs or device-hours."""
-    return parse_quantity(value, BUDGET_KINDS)
-
-
-def parse_bytes(value: object) -> int:
-    """ "80 GB" is 80e9 bytes, "80 GiB" 80 x 2^30."""
-    return int(parse_quantity(value, ("bytes",), bare="bytes").amount)
-
-
 _STEPS: Mapping[str, tuple[tuple[str, float], ...]] = {
     "time": ((" days", 86400.0), (" hours", 3600.0), (" minutes", 60.0), (" s", 1.0), (" ms", 1e-3)),
     "bytes": ((" GiB", 2.0**30), (" MiB", 2.0**20), (" KiB", 2.0**10), (" bytes", 1.0)),
@@ -163,10 +148,13 @@ def format_quantity(kind: str, amount: float) -> str:
     suffix, factor = next((step for step in _COUNT_STEPS if amount >= step[1]), _COUNT_STEPS[-1])
     if amount < 10_000:
         suffix, factor = "", 1.0
-    return f"{'$' if kind == 'money' else ''}{_digits(amount / factor)}{suffix}{_SUFFIX.get(kind, '')}"
+    unit = _SUFFIX.get(kind, "")
+    return f"{'$' if kind == 'money' else ''}{_digits(amount / factor)}{suffix}{unit.removesuffix('s') if amount == 1 else unit}"
 
 
 def _digits(value: float) -> str:
-    """4 significant digits without an exponent."""
+    """4 significant digits, without an exponent up to a million billions."""
     rounded = float(f"{value:.4g}")
+    if rounded >= 1e15:
+        return f"{rounded:g}"
     return f"{rounded:.10f}".rstrip("0").rstrip(".") if rounded < 1e4 else f"{rounded:.0f}"

@@ -23,9 +23,6 @@ from trainwright.compiler.units import (
     MULTIPLIERS,
     UnitError,
     format_quantity,
-    parse_budget,
-    parse_bytes,
-    parse_count,
     parse_quantity,
 )
 
@@ -65,7 +62,7 @@ def spec(tmp_path: Path) -> Path:
     ],
 )
 def test_the_unit_of_a_budget_says_what_it_is(text: str, kind: str, amount: float) -> None:
-    quantity = parse_budget(text)
+    quantity = parse_quantity(text, BUDGET_KINDS)
     assert (quantity.kind, quantity.amount) == (kind, amount)
 
 
@@ -83,14 +80,14 @@ def test_the_unit_of_a_budget_says_what_it_is(text: str, kind: str, amount: floa
     ],
 )
 def test_counts(text: object, kind: str, count: int) -> None:
-    assert parse_count(text, kind) == count
+    assert parse_quantity(text, (kind,), bare=kind).count == count
 
 
 def test_bytes_of_thousand_and_of_1024() -> None:
-    assert parse_bytes("80 GB") == 80 * 10**9
-    assert parse_bytes("80 GiB") == 80 * 2**30
+    assert parse_quantity("80 GB", ("bytes",)).amount == 80 * 10**9
+    assert parse_quantity("80 GiB", ("bytes",)).amount == 80 * 2**30
     with pytest.raises(UnitError, match="'gb'"):
-        parse_bytes("80 gb")  # case tells bits from bytes elsewhere; one spelling
+        parse_quantity("80 gb", ("bytes",))  # case tells bits from bytes elsewhere; one spelling
 
 
 @pytest.mark.parametrize(
@@ -98,7 +95,7 @@ def test_bytes_of_thousand_and_of_1024() -> None:
 )
 def test_what_is_no_budget_is_refused_with_examples(value: object) -> None:
     with pytest.raises(UnitError) as refusal:
-        parse_budget(value)
+        parse_quantity(value, BUDGET_KINDS)
     for kind in BUDGET_KINDS:
         assert KINDS[kind].example in str(refusal.value)
 
@@ -112,10 +109,10 @@ def test_a_count_is_exact_or_refused(number: Decimal, multiplier: str, kind: str
     exact = number * MULTIPLIERS[multiplier]
     text = f"{number}{multiplier} {kind}"
     if exact == exact.to_integral_value():
-        assert parse_count(text, kind) == exact
+        assert parse_quantity(text, (kind,)).count == exact
     else:
         with pytest.raises(UnitError, match="only whole ones exist"):
-            parse_count(text, kind)
+            parse_quantity(text, (kind,))
 
 
 @given(amount=st.floats(min_value=1, max_value=1e13), kind=st.sampled_from(sorted(KINDS)))
@@ -126,6 +123,21 @@ def test_what_is_shown_can_be_read_back(amount: float, kind: str) -> None:
     back = parse_quantity(re.sub(" ms$", "e-3 s", shown), (kind,), bare=kind)
     assert back.kind == kind
     assert back.amount == pytest.approx(amount, rel=5e-3 if kind == "price" else 5.0001e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "amount", "text"),
+    [
+        ("tokens", 1, "1 token"),
+        ("tokens", 2, "2 tokens"),
+        ("device_hours", 0.5, "0.5 device-hours"),
+        ("parameters", 1, "1"),
+        ("time", 3, "3 s"),
+        ("time", 1e60, "1.157e+55 days"),
+    ],
+)
+def test_what_is_shown(kind: str, amount: float, text: str) -> None:
+    assert format_quantity(kind, amount) == text
 
 
 def test_every_value_knows_its_line_and_every_override_its_option(spec: Path) -> None:
@@ -177,6 +189,10 @@ def test_degrees_are_divisors_of_what_is_there(spec: Path) -> None:
     ).layout
     assert layout.tensor.values == (1, 2, 3, 6)
     assert layout.data.values == layout.pipeline.values == (1, 2, 3, 6, 9, 18)
+    many = resolve_spec(load_spec(spec, ("compute.nodes=55440", "compute.devices_per_node=840"))).layout
+    assert many.tensor.values[-1] == 840
+    assert many.pipeline.values[-1] == 1008, "a pipeline has 1024 stages at most, as where it is pinned"
+    assert many.data.values[-1] == 55440 * 840
 
 
 def test_units_of_the_resolved_form_are_si(spec: Path) -> None:
