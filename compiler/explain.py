@@ -111,15 +111,16 @@ def _trained(plan: Plan) -> dict[str, str]:
         for source in data.sources
     )
     lines = {
-        "model": f"{shape.family}, {_count(estimates.parameters)} parameters{active}: {shape.num_layers} layers of"
-        f" {shape.hidden_size}, ffn {shape.ffn_hidden_size}, {shape.num_attention_heads} heads of {shape.head_dim}"
+        "model": f"{shape.family}, {_count(estimates.parameters)} parameters{active}: {_number(shape.num_layers, 'layer')} of"
+        f" {shape.hidden_size}, ffn {shape.ffn_hidden_size}, {_number(shape.num_attention_heads, 'head')} of {shape.head_dim}"
         f" ({shape.num_query_groups} key-value), vocabulary {shape.vocab_size}",
         "data": f"{format_quantity('tokens', data.budget_tokens)} of {sources}"
         f"{'' if weighted else ', in proportion to their tokens'}",
-        "training": f"{training.steps:,} steps x {training.global_batch:,} sequences x {training.context_length} tokens"
+        "training": f"{_number(training.steps, 'step')} x {_number(training.global_batch, 'sequence')} x"
+        f" {_number(training.context_length, 'token')}"
         f" ({format_quantity('tokens', training.tokens_per_step)} a step), {training.precision}, {training.optimizer}",
         "learning rate": f"{training.learning_rate:g}, {training.schedule} to {training.min_learning_rate:g},"
-        f" warm-up {training.warmup_steps:,} steps",
+        f" warm-up {_number(training.warmup_steps, 'step')}",
     }
     if estimates.predicted_loss:
         lines["loss"] = f"{estimates.predicted_loss:.3f} nats a token, predicted by {estimates.law}"
@@ -134,9 +135,8 @@ def _laid_out(plan: Plan) -> dict[str, str]:
         *(["distributed optimizer"] if layout.distributed_optimizer else []),
         plan.kernels.layer_spec,
     ]
-    nodes = f"{cluster.nodes} node{'s' if cluster.nodes > 1 else ''}"
     return {
-        "devices": f"{nodes} x {cluster.devices_per_node} x {cluster.device}",
+        "devices": f"{_number(cluster.nodes, 'node')} x {cluster.devices_per_node} x {cluster.device}",
         "layout": f"tensor {layout.tensor} x pipeline {layout.pipeline} x data {layout.data}, micro-batch"
         f" {layout.micro_batch} x {layout.micro_batches} a step; {', '.join(extras)}",
     }
@@ -191,6 +191,10 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], header: bool =
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     return table
+
+
+def _number(count: int, of: str) -> str:
+    return f"{count:,} {of}{'' if count == 1 else 's'}"
 
 
 def _count(number: int) -> str:

@@ -18,7 +18,7 @@ SPECS = Path(__file__).resolve().parents[1] / "specs"
 # "" takes the pin away. Edges on purpose: what no sensible person writes is what nobody tried.
 VALUES = {
     "model.family": tuple(load_families()),
-    "model.size": ("100k", "1M", "300M", "7B", "70B", "1T", ""),
+    "model.size": ("100k", "1M", "300M", "7B", "70B", "1T", "8x7B", ""),
     "model.context_length": ("16", "17", "100", "8192", "1000000", ""),
     "model.precision": ("bf16", "fp32", ""),
     "model.vocab_size": ("261", "2048", "50257", "2000000", ""),
@@ -29,8 +29,8 @@ VALUES = {
     "training.warmup": ("0 steps", "1e9 steps", "3%", "100%", ""),
     "training.schedule": ("constant", "cosine", ""),
     "compute.device": tuple(load_devices()),
-    "compute.nodes": ("1", "2", "3", "32", "1000"),
-    "compute.devices_per_node": ("1", "2", "5", "8"),
+    "compute.nodes": ("1", "2", "3", "32", "1000", "55440"),
+    "compute.devices_per_node": ("1", "2", "5", "8", "840"),
     "compute.budget": ("1 s", "3 days", "$1", "$2M", "6e23 FLOPs", "1e30 FLOPs", "0.01 device-hours", ""),
     "cluster.price": ("$2/device-hour", ""),
     "layout.tensor": ("1", "2", "3", "16", ""),
