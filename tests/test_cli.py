@@ -143,7 +143,7 @@ def test_control_characters_of_a_spec_are_not_sent_to_the_terminal(tmp_path: Pat
 def test_check_warns_of_missing_data_and_passes(tmp_path: Path) -> None:
     result = trainwright("check", str(ROOT / "specs" / "one_node.yaml"), cwd=tmp_path)
     assert result.returncode == 0
-    assert "warning: one_node.yaml:9: data.sources[0].path: no file matches corpus/web/*.jsonl.gz" in result.stderr
+    assert "warning: one_node.yaml:19: data.sources[0].path: no file matches corpus/web/*.jsonl.gz" in result.stderr
     (tmp_path / "corpus" / "web").mkdir(parents=True)
     (tmp_path / "corpus" / "web" / "a.jsonl.gz").touch()
     again = trainwright("check", str(ROOT / "specs" / "one_node.yaml"), cwd=tmp_path)

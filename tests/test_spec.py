@@ -207,6 +207,18 @@ def test_presets_contradict_nothing(name: str) -> None:
     assert find_contradictions(load_spec(ROOT / "specs" / f"{name}.yaml").spec) == []
 
 
+@pytest.mark.parametrize("name", ["one_node", "many_nodes"])
+@pytest.mark.parametrize("one_of", ["size", "shape"])
+def test_the_open_keys_of_presets_are_right_as_they_stand(name: str, one_of: str, tmp_path: Path) -> None:
+    """Without their `#`, all of them are accepted; size and shape answer the same question."""
+    text = (ROOT / "specs" / f"{name}.yaml").read_text(encoding="utf-8")
+    opened = re.sub(rf"^(\s*)# (?!\s*{one_of})(\s*[a-z_]+:(?: .*)?)$", r"\1\2", text, flags=re.MULTILINE)
+    (tmp_path / "spec.yaml").write_text(opened, encoding="utf-8")
+    written = resolve_spec(load_spec(tmp_path / "spec.yaml")).pins
+    assert len(written) >= len(resolve_spec(load_spec(ROOT / "specs" / f"{name}.yaml")).pins) + 7
+    assert {"seed", "training.warmup", "layout.recompute", "data.validation"} <= written.keys()
+
+
 @given(text=st.text(max_size=60))
 def test_any_text_is_a_spec_or_one_message(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.getbasetemp() / "any.yaml"
