@@ -46,7 +46,7 @@ OVERRIDES = st.dictionaries(st.sampled_from(sorted(VALUES)), st.integers(0, 100)
 )
 
 
-@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.too_slow])
 @given(preset=st.sampled_from(["tiny", "one_node", "many_nodes"]), overrides=OVERRIDES)
 def test_any_combination_is_a_legal_plan_or_one_error(preset: str, overrides: tuple[str, ...]) -> None:
     try:

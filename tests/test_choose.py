@@ -42,13 +42,11 @@ from trainwright.compiler.plan import Shape
 from trainwright.compiler.resolve import Choice, ResolvedLayout
 
 LOSS, RATES = find_loss_law("chinchilla_refit"), find_hyperparameter_law("step_law")
-SEEDED = settings(deadline=None, derandomize=True)
 
 
 # ---- sizes
 
 
-@SEEDED
 @given(exponent=st.floats(17, 27))
 def test_the_best_size_beats_its_neighbours_at_the_same_flops(exponent: float) -> None:
     flops = 10.0**exponent
@@ -59,7 +57,6 @@ def test_the_best_size_beats_its_neighbours_at_the_same_flops(exponent: float) -
         assert predict_loss(LOSS, parameters * factor, tokens / factor) > best
 
 
-@SEEDED
 @given(exponent=st.floats(17, 27))
 def test_inverse_questions_agree(exponent: float) -> None:
     parameters, tokens = choose_parameters_and_tokens(LOSS, 10.0**exponent)
@@ -78,7 +75,6 @@ def test_a_law_warns_outside_its_range() -> None:
 # ---- shapes
 
 
-@SEEDED
 @given(family=st.sampled_from(["llama", "llama2", "gpt3", "qwen3"]), exponent=st.floats(6.5, 11))
 def test_a_chosen_shape_is_near_its_count_and_divisible(family: str, exponent: float) -> None:
     target = 10.0**exponent
@@ -190,7 +186,7 @@ def _search(workload: Workload, global_batch: int = 256, **pins: tuple) -> Layou
     return choose_layout(workload, global_batch, _open(workload, **pins))
 
 
-@settings(deadline=None, derandomize=True, max_examples=60)
+@settings(max_examples=60)
 @given(
     model=st.sampled_from([("llama", "8B"), ("llama", "70B"), ("llama2", "13B"), ("qwen3", "0.6B"), ("gpt3", "175B")]),
     device=st.sampled_from(sorted(load_devices())),
@@ -273,7 +269,6 @@ def test_what_is_illegal_names_the_nearest_candidates_violations() -> None:
     assert "num_attention_heads 32 / tensor 3 = 10.67 heads a device" in str(caught.value)
 
 
-@SEEDED
 @given(vocab=st.integers(1, 10**6), tensor=st.sampled_from([1, 2, 3, 4, 6, 8]))
 def test_the_padded_vocabulary_divides(vocab: int, tensor: int) -> None:
     padded = int(pad_vocabulary(vocab, np.array([tensor]))[0])

@@ -200,7 +200,7 @@ def test_a_source_shorter_than_a_sequence_is_refused_with_the_arithmetic(
         stream(folder, ("absent",), None)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     num_tokens=st.integers(2, 70), sequence_length=st.integers(1, 40), count=st.integers(1, 5), extra=st.integers(0, 3)
 )

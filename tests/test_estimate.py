@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trainwright.compiler.errors import UnknownNameError
@@ -92,7 +92,6 @@ def _all_estimates(workload: Workload, table: Layouts) -> dict[str, np.ndarray]:
     return columns | {"flops": executed_flops_per_token(workload, table)}
 
 
-@settings(deadline=None, derandomize=True)
 @given(
     rows=st.lists(LAYOUTS, min_size=1, max_size=20),
     model=st.sampled_from(sorted(SHAPES)),
@@ -114,7 +113,6 @@ def test_a_row_of_a_batch_is_the_batch_of_that_row(
             assert column[index] >= 0, name
 
 
-@settings(derandomize=True)
 @given(row=LAYOUTS)
 def test_a_layout_survives_the_table(row: Layout) -> None:
     assert _table([row, row]).row(1) == row
@@ -186,7 +184,6 @@ def test_full_recompute_repeats_the_layers_and_keeps_their_inputs() -> None:
     assert memory.activations[1] <= memory.activations[0]
 
 
-@settings(deadline=None, derandomize=True)
 @given(row=LAYOUTS, model=st.sampled_from(sorted(SHAPES)))
 def test_more_in_a_micro_batch_takes_more_memory_and_more_time(row: Layout, model: str) -> None:
     workload = _workload(model, overlap=False)  # overlapped communication can hide behind the longer micro-batch

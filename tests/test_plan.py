@@ -48,7 +48,7 @@ def test_an_open_spec_spends_its_budget_and_no_more(budget: str, kind: str, amou
     assert 0.99 * amount <= spent(plan, kind) <= 1.00001 * amount
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25)
 @given(tokens=st.floats(9.5, 11.2), hours=st.floats(20, 700))
 def test_pinned_tokens_and_a_budget_give_a_size_that_the_budget_pays_for(tokens: float, hours: float) -> None:
     """Only a size that no shape has, or that fits no device, is refused."""

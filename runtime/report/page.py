@@ -71,7 +71,7 @@ def _stage(
     return {
         "name": name,
         "state": state.get("state", "pending"),
-        "duration": format_duration(state["duration_s"]) if state.get("attempts") else "",
+        "duration": format_duration(state["duration_s"]) if "duration_s" in state and state.get("attempts") else "",
         "attempts": state.get("attempts", 0),
         "key_figure": str(summary.get("key_figure", "") if done else state.get("note", "")),
         "sample": str(summary.get("sample", "")),
