@@ -39,7 +39,7 @@ def list_extrapolations(law: LossLaw, parameters: float, tokens: float) -> list[
     ):
         if not low <= value <= high:
             warnings.append(
-                f"{law.name} was fitted on {low:.3g} to {high:.3g} {name}; {value:.3g} is outside: its loss is a guess"
+                f"{law.name} was fitted on {low:.3g} to {high:.3g} {name}; {value:.3g} is outside: what it says there is a guess"
             )
     return warnings
 
