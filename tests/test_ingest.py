@@ -335,6 +335,8 @@ def test_an_interrupt_ends_a_verb_without_traceback(tmp_path: Path) -> None:
 import os, signal, time
 from trainwright.runtime.stages import stage_verb
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background inherits "ignored"
+
 @stage_verb
 def run():
     os.kill(os.getpid(), signal.SIGINT)
