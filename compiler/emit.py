@@ -189,7 +189,7 @@ def _words(plan: Plan) -> _Words:
     multi_node = cluster.nodes > 1
     rendezvous = (
         f"--nnodes {cluster.nodes} --nproc-per-node {cluster.devices_per_node} "
-        '--rdzv-backend c10d --rdzv-endpoint "$HEAD:29500" --rdzv-conf join_timeout=86400'
+        '--rdzv-backend c10d --rdzv-endpoint "$HEAD:29500" --rdzv-conf join_timeout=86400,read_timeout=86400'
         if multi_node
         else f"--standalone --nproc-per-node {cluster.devices_per_node}"
     )

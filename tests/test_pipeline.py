@@ -111,7 +111,9 @@ def test_a_killed_rank_loses_nothing_that_was_saved(project: Project) -> None:
     assert running.returncode == 23, out + err
     assert "SIGKILL" in err
     assert "Traceback" not in err
-    saved = json.loads((project.work / "pretrain" / "checkpoints" / "latest.json").read_text())["step"]
+    saved = max(
+        int(path.parent.name[5:]) for path in (project.work / "pretrain" / "checkpoints").glob("step-*/run.json")
+    )
 
     said = project.call("run", "bundle")
     for stage in ("ingest", "tokenizer", "tokenize"):
@@ -121,6 +123,11 @@ def test_a_killed_rank_loses_nothing_that_was_saved(project: Project) -> None:
     rows = project.rows()
     assert [row["step"] for row in rows] == [*range(1, STEPS + 1), STEPS], "each step once, and the test figures"
     assert rows[STEPS - 1]["loss"] < rows[0]["loss"] - 1.0
+    project.call("run", "bundle", "--work", "uninterrupted")
+    lines = (project.path / "uninterrupted" / "pretrain" / "metrics.jsonl").read_text().splitlines()
+    for resumed, whole in zip(rows, map(json.loads, lines), strict=True):
+        for key in {"loss", "grad_norm", "learning_rate", "test/perplexity"} & whole.keys():
+            assert resumed[key] == pytest.approx(whole[key], rel=1e-5), (key, resumed["step"])
 
 
 def test_what_could_not_be_read_is_counted_and_set_aside(project: Project) -> None:

@@ -186,8 +186,12 @@ def set_aside(folder: StageFolder, attempt: int, *, all_of_it: bool) -> Path | N
     found = [name for name in names if name not in stays and not name.startswith("previous-")]
     if not found:
         return None
-    target = folder.path / f"previous-{attempt}"
-    target.mkdir(exist_ok=True)
+    number = attempt
+    while (
+        target := folder.path / f"previous-{number}"
+    ).exists():  # attempts are counted anew where state.json was deleted
+        number += 1
+    target.mkdir()
     for name in found:
         (folder.path / name).rename(target / name)
     return target

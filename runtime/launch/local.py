@@ -99,11 +99,16 @@ _EXPECTED_WARNINGS = (
 
 
 def _environment(stage: Stage, workspace: Workspace) -> dict[str, str]:
-    environment = dict(os.environ)
+    # A runner that was itself started by torchrun or SLURM has its own rank; a stage's processes get theirs here.
+    inherited = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    environment = {name: value for name, value in os.environ.items() if name not in inherited}
     environment[WORK_VARIABLE] = str(workspace.work)
     environment[DATA_ROOT_VARIABLE] = str(workspace.data_root)
     environment.setdefault("PYTHONWARNINGS", ",".join(f"ignore:{message}" for message in _EXPECTED_WARNINGS))
     environment.setdefault("PYTHONUNBUFFERED", "1")  # a log that is up to date when the process is killed
+    environment.setdefault(
+        "CUDA_DEVICE_MAX_CONNECTIONS", "1"
+    )  # Megatron-Core: collectives start in the order they were issued
     # As torchrun does for several processes: each with a thread per core would fight for the cores.
     threads = 1 if stage.processes_per_node > 1 else num_cores()
     environment.setdefault("OMP_NUM_THREADS", str(threads))

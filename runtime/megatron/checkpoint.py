@@ -81,7 +81,7 @@ class Checkpoints:
         if model.overlaps_param_gather:
             model.ddp.start_param_sync(force_sync=True)
         if dist.get_rank() == 0:
-            shutil.rmtree(path, ignore_errors=True)  # torn, else this step would not be trained again
+            _remove(path)  # torn, else this step would not be trained again
             path.mkdir(parents=True)
         dist.barrier()
         with _queue_in_this_process():
@@ -95,7 +95,7 @@ class Checkpoints:
             kept = [folder for folder in self._step_folders() if _is_complete(folder)][: self._keep]
             for folder in self._step_folders():
                 if folder not in kept:
-                    shutil.rmtree(folder)
+                    _remove(folder)
         return path
 
     def load(self, model: Model, found: Found) -> None:
@@ -162,6 +162,12 @@ def _state(model: Model, *, loading: bool) -> dict[str, Any]:
     state: dict[str, Any] = {"model": model.gpt.sharded_state_dict(metadata=dict(CONTENT))}
     state["optimizer"] = model.optimizer.sharded_state_dict(dict(state), is_loading=loading, metadata=dict(CONTENT))
     return state
+
+
+def _remove(folder: Path) -> None:
+    """Delete a checkpoint; killed half-way, what is left does not look complete."""
+    (folder / IDENTITY).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_complete(folder: Path) -> bool:

@@ -19,7 +19,7 @@ from megatron.core.datasets.blended_dataset import BlendedDataset
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
-from megatron.core.datasets.utils import Split
+from megatron.core.datasets.utils import Split, normalize
 from torch import Tensor
 
 from trainwright.runtime.errors import DataError
@@ -163,7 +163,9 @@ def _samples_by_source(cache: Path, shares: Sequence[float], num_samples: int) -
     if torch.distributed.get_rank() == 0 and not (cache / "complete.json").exists():
         shutil.rmtree(cache, ignore_errors=True)  # whoever wrote it was killed: an array in it may be cut short
         chosen, within = np.zeros(num_samples, dtype=np.int16), np.zeros(num_samples, dtype=np.int64)
-        helpers.build_blending_indices(chosen, within, list(shares), len(shares), num_samples, False)
+        # BlendedDataset normalises once more, which moves the last bit of a share, and with it ties
+        weights = np.array(normalize(list(shares)), dtype=np.float64).tolist()
+        helpers.build_blending_indices(chosen, within, weights, len(shares), num_samples, False)
         write_json(counts, np.bincount(chosen, minlength=len(shares)).tolist())
     torch.distributed.barrier()
     samples: list[int] = json.loads(counts.read_text())

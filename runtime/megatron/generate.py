@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from trainwright.runtime.megatron.loop import forward_logits
@@ -30,6 +31,9 @@ def sample(
         context = torch.tensor(tokens[-model.embedding.sequence_length :], dtype=torch.int64)
         logits = forward_logits(model, context)[-1, : model.embedding.vocab_size]
         token = choose_token(logits, temperature, top_k, generator)
+        agreed = torch.tensor([token], device=model.platform.device)
+        dist.broadcast(agreed, src=0)  # data ranks may differ in a last bit, and must stop together
+        token = int(agreed)
         if token == end_of_text:
             break
         tokens.append(token)

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from torch._C._distributed_c10d import HashStore
 
 from trainwright.runtime.errors import Unsupported
 from trainwright.runtime.megatron.platform import Platform, current
+
+# Rank 0 alone builds indices of a whole corpus while the others wait; a process that dies is torchrun's to notice.
+PATIENCE = timedelta(hours=6)
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,16 @@ def start(parallel: Parallel, seed: int) -> Platform:
             "or compile for the devices that you have"
         )
     if platform.name == "cuda":
+        local, devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+        if local > devices:
+            raise Unsupported(
+                f"{local} processes of this node need a CUDA device each, and there are {devices}: compile for the devices that "
+                "you have, or set CUDA_VISIBLE_DEVICES to nothing to run on the CPU"
+            )
         torch.cuda.set_device(local_rank)
     if not dist.is_initialized():
         if "RANK" in os.environ:
-            dist.init_process_group(platform.backend)
+            dist.init_process_group(platform.backend, timeout=PATIENCE)
         else:
             dist.init_process_group(platform.backend, store=HashStore(), rank=0, world_size=1)
     parallel_state.initialize_model_parallel(parallel.tensor, parallel.pipeline)

@@ -85,6 +85,11 @@ class Platform:
                     "the program says layer_spec='transformer_engine', but Transformer Engine is not installed: "
                     "pip install 'transformer-engine[pytorch]', or pin layout.layer_spec: local in the spec"
                 )
+            if written.model.apply_rope_fusion and find_spec("transformer_engine") is None:
+                raise Unsupported(
+                    "the program says apply_rope_fusion=True, whose kernel is Transformer Engine's, and that is not installed: "
+                    "write apply_rope_fusion=False"
+                )
             return used, ()
         overrides = []
         if written.layer_spec != "local":
@@ -110,14 +115,15 @@ def current(local_rank: int = 0) -> Platform:
 
 
 def install() -> None:
-    """Make Megatron-Core run in this process; idempotent; does nothing where CUDA is there.
+    """Make Megatron-Core run in this process; idempotent; where CUDA is there, it only lets configs be built.
 
     Call it before the program builds its configs: `TransformerConfig(apply_rope_fusion=True)` refuses to be built
-    where Transformer Engine is absent, though a CPU will switch the fusion off.
+    where Transformer Engine is absent, though a CPU will switch the fusion off, and CUDA refuses it in one message.
     """
     global _installed
     # Megatron-Core 0.16.1 calls some collectives by names that newer torch deprecates.
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
+    _let_rope_fusion_be_written()
     if _installed or torch.cuda.is_available():
         return
     _installed = True
@@ -171,7 +177,6 @@ class _Stream:
 
 
 def _answer_cuda_questions() -> None:
-    from megatron.core.models.common.embeddings import rope_utils
     from megatron.core.tensor_parallel import random
 
     def nothing(*args: object, **kwargs: object) -> None:
@@ -201,8 +206,12 @@ def _answer_cuda_questions() -> None:
     # Here the two generators that it tells apart are one.
     logging.getLogger(random.__name__).addFilter(lambda record: "CPU RNG state changed" not in record.getMessage())
 
+
+def _let_rope_fusion_be_written() -> None:
+    from megatron.core.models.common.embeddings import rope_utils
+
     def no_fused_rope(*args: object, **kwargs: object) -> None:
         raise Unsupported("apply_rope_fusion needs Transformer Engine")
 
     if rope_utils.fused_apply_rotary_pos_emb is None:
-        rope_utils.fused_apply_rotary_pos_emb = no_fused_rope  # never called: adapt() switches the fusion off
+        rope_utils.fused_apply_rotary_pos_emb = no_fused_rope  # never called: adapt() switches it off, or refuses it

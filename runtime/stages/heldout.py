@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
+from trainwright.runtime.errors import DataError
 from trainwright.runtime.megatron import loop
 from trainwright.runtime.megatron.data import HeldOut, build_heldout
 from trainwright.runtime.megatron.model import Model
@@ -35,12 +37,27 @@ class HeldOutText:
         }
 
     def validate(self, model: Model, *, sequences: int, micro_batch: int) -> dict[str, float]:
-        """`validation/<source>`: nats a token on the first `sequences` windows. All ranks call it together."""
-        losses = {}
+        """`validation/<source>` (nats a token) on `sequences` windows at equal distances: documents differ; and
+        `validation_perplexity` over all of them. All ranks call it together."""
+        figures, nats_sum, tokens_sum = {}, 0.0, 0
         for source, windows in self.windows("validation", model.embedding.sequence_length).items():
-            nats, tokens = score(model, windows, min(sequences, windows.num_windows), micro_batch)
-            losses[f"validation/{source}"] = nats / tokens
-        return losses
+            count = min(sequences, windows.num_windows)
+            chosen = [index * windows.num_windows // count for index in range(count)]
+            nats, tokens = score(model, windows, chosen, micro_batch)
+            figures[f"validation/{source}"] = nats / tokens
+            nats_sum, tokens_sum = nats_sum + nats, tokens_sum + tokens
+        if tokens_sum:
+            figures["validation_perplexity"] = math.exp(nats_sum / tokens_sum)
+        return figures
+
+    def check_baseline(self, baseline: str) -> None:
+        """Raise DataError where the baseline could not be measured at the end: better before training than after it."""
+        tested = [source for source in self.sources if self.summary["tokens"]["test"][source] > 1]
+        if baseline == "bigram" and tested and not any(self.summary["tokens"]["validation"][s] > 1 for s in tested):
+            raise DataError(
+                f"the bigram baseline chooses its weights on validation text, and {', '.join(tested)} have none: "
+                "raise data.validation, give more documents, or set baseline: none"
+            )
 
     def test(self, model: Model, *, micro_batch: int, baseline: str) -> dict[str, float]:
         """Every token of the test split but the first of each source's stream; the baseline on the very same tokens.
@@ -51,7 +68,7 @@ class HeldOutText:
         windows = self.windows("test", model.embedding.sequence_length)
         if not windows:
             return {}
-        scores = {source: score(model, held, held.num_windows, micro_batch) for source, held in windows.items()}
+        scores = {source: score(model, held, range(held.num_windows), micro_batch) for source, held in windows.items()}
         nats, tokens = (sum(pair[i] for pair in scores.values()) for i in (0, 1))
         num_bytes = sum(self.summary["bytes"]["test"][source] for source in windows)
         figures = {f"test/loss/{source}": total / count for source, (total, count) in scores.items()}
@@ -64,21 +81,20 @@ class HeldOutText:
         return figures
 
 
-def score(model: Model, windows: HeldOut, num_windows: int, micro_batch: int) -> tuple[float, int]:
-    """(nats, tokens) over the first `num_windows` windows. All ranks call it together."""
+def score(model: Model, windows: HeldOut, chosen: Sequence[int], micro_batch: int) -> tuple[float, int]:
+    """(nats, tokens) over the chosen windows. All ranks call it together."""
     size = max(micro_batch, BATCH_TOKENS // model.embedding.sequence_length)
     at_once = size * data_rank()[1] * BATCHES_IN_MEMORY
     nats_sum, tokens_sum = 0.0, 0
-    for begin in range(0, num_windows, at_once):
-        until = min(num_windows, begin + at_once)
-        batches = [_batch(windows, first, size, until) for first in range(begin, until, size)]
+    for begin in range(0, len(chosen), at_once):
+        part = chosen[begin : begin + at_once]
+        batches = [_batch(windows, part[first : first + size], size) for first in range(0, len(part), size)]
         nats, tokens = loop.evaluate_nats(model, batches)
         nats_sum, tokens_sum = nats_sum + nats, tokens_sum + tokens
     return nats_sum, tokens_sum
 
 
-def _batch(windows: HeldOut, first: int, size: int, until: int) -> loop.Batch:
-    """Windows `first` to `first + size`; those from `until` on do not count: all batches have one shape."""
-    batch = windows.batch(first, size)
-    batch["loss_mask"][max(0, until - first) :] = 0.0
-    return batch
+def _batch(windows: HeldOut, chosen: Sequence[int], size: int) -> loop.Batch:
+    """The chosen windows, and masked ones up to `size`: all batches have one shape."""
+    rows = [windows.batch(index, 1) for index in (*chosen, *[windows.num_windows] * (size - len(chosen)))]
+    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}

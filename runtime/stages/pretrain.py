@@ -16,7 +16,7 @@ from typing import Any
 import torch.distributed as dist
 from tokenizers import Tokenizer
 
-from trainwright.runtime.errors import Unsupported
+from trainwright.runtime.errors import DataError, Unsupported
 from trainwright.runtime.megatron import generate, loop
 from trainwright.runtime.megatron.checkpoint import Checkpoints, Identity
 from trainwright.runtime.megatron.data import TrainingStream, build_training_stream
@@ -111,6 +111,7 @@ def run(
     folder, tokens = workspace.stage(stage), workspace.stage(data.inputs)
     text = HeldOutText(tokens.output, read_summary(tokens), data.sources)
     read_summary(workspace.stage(data.tokenizer))
+    _check_text(text, embedding, validation)
     platform = start(parallel, seed)
     log = _print if dist.get_rank() == 0 else _ignore
     literals, overrides = platform.adapt(Literals(model, ddp, optimizer, layer_spec))
@@ -201,7 +202,9 @@ def _train(
             losses = this.held_out.validate(
                 this.model, sequences=this.validation.sequences, micro_batch=this.data.micro_batch
             )
-            this.log("  " + ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
+            this.log(
+                "  " + (", ".join(f"{name} {value:.4f}" for name, value in losses.items()) or "no validation text")
+            )
             row |= losses
         this.record(row)
         if last or step % save_every == 0:
@@ -240,6 +243,16 @@ def _sample(this: _Run, workspace: Workspace, seed: int) -> str:
     text: str = tokenizer.decode(tokens)
     this.log(f"sample: {text}")
     return text
+
+
+def _check_text(text: HeldOutText, embedding: Embedding, validation: Validation) -> None:
+    vocab_size = text.summary["vocab_size"]
+    if vocab_size > embedding.vocab_size:
+        raise DataError(
+            f"the tokenizer has {vocab_size} tokens, and the model's vocab_size is {embedding.vocab_size}: an edited program? "
+            "make them the same"
+        )
+    text.check_baseline(validation.baseline)
 
 
 def _check(parallel: Parallel, data: Data, validation: Validation) -> None:

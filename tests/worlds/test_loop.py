@@ -1,5 +1,6 @@
 """Evaluation, logits, counting, refusals: the same in every layout."""
 
+import copy
 import math
 import re
 from collections.abc import Callable
@@ -181,12 +182,17 @@ def test_a_cpu_names_what_it_overrides_and_leaves_the_program_alone() -> None:
     assert spec == "local"
 
 
-def test_cuda_runs_the_program_as_written_or_says_what_is_missing() -> None:
+def test_cuda_runs_the_program_as_written_or_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "find_spec", lambda name: None)
     here = platform.Platform("cuda", "nccl", torch.device("cuda", 0))
     written, _ = literals(Case())
     assert here.describe(here.adapt(written)[1]) == "platform cuda: no literal overridden"
     with pytest.raises(Unsupported, match="Transformer Engine is not installed"):
         here.adapt(platform.Literals(written.model, written.ddp, written.optimizer, "transformer_engine"))
+    fused = copy.copy(written.model)
+    fused.apply_rope_fusion = True
+    with pytest.raises(Unsupported, match="apply_rope_fusion=False"):
+        here.adapt(platform.Literals(fused, written.ddp, written.optimizer, "local"))
 
 
 @pytest.mark.parametrize("kind", ["cosine", "constant"])

@@ -14,6 +14,7 @@ from trainwright.runtime.errors import Diverged
 TENSOR = Case(tensor=2, distributed_optimizer=False)  # sequence parallel
 PLAIN_TENSOR = Case(tensor=2, distributed_optimizer=False, sequence_parallel=False)
 QWEN = Case(tensor=2, distributed_optimizer=False, sequence_parallel=False, family="qwen")
+GPT = Case(tensor=2, distributed_optimizer=False, family="gpt")
 DATA = Case(data=2)
 OVERLAP = Case(data=2, overlap=True)
 ORDINARY_DATA = Case(data=2, distributed_optimizer=False)
@@ -60,6 +61,14 @@ MUTATIONS = [
     (TENSOR, Mutation("sequence: all-gather for weight gradients", "all_gather", (f"{LINEAR}.backward",))),
     (TENSOR, Mutation("sequence: norms' gradients", "all_reduce", (NORMS,))),
     (QWEN, Mutation("QK norms' gradients", "all_reduce", (NORMS,))),
+    (
+        GPT,
+        Mutation(
+            "sequence: backward all-gather of learned positions",
+            "all_gather",
+            ("_ScatterToSequenceParallelRegion.backward",),
+        ),
+    ),
     # pipeline
     (PIPELINE, Mutation("pipeline: activations", "receive", ("recv_forward", "send_backward_recv_forward"))),
     (PIPELINE, Mutation("pipeline: gradients", "receive", ("recv_backward", "send_forward_recv_backward"))),

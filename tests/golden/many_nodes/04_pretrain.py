@@ -1,6 +1,6 @@
 """Pretrain llama-8b-h100 on 256 x h100-sxm-80gb (tensor 2, data 128).
 
-Run:       torchrun --nnodes 32 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint "$HEAD:29500" --rdzv-conf join_timeout=86400 04_pretrain.py
+Run:       torchrun --nnodes 32 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint "$HEAD:29500" --rdzv-conf join_timeout=86400,read_timeout=86400 04_pretrain.py
 Expected:  1.7 s a step (1.27 to 2.12), 9,663 tokens/s a device, 67.24 GiB of 79.1 GiB, 6.55 days, $84.51k
 Why:       trainwright explain; every literal below is a leaf of plan.json (run d89b6bea)
 """

@@ -7,8 +7,9 @@ set -euo pipefail
 : "${HEAD:?the host name of node 0}" "${NODE_RANK:?the rank of this node}"
 export TRAINWRIGHT_DATA_ROOT="${TRAINWRIGHT_DATA_ROOT:-$(cd . && pwd)}"
 cd "$(dirname "$0")"
+export CUDA_DEVICE_MAX_CONNECTIONS=1  # Megatron-Core: collectives start in the order they were issued
 
 if [ "$NODE_RANK" = 0 ]; then python 01_ingest.py; fi
 if [ "$NODE_RANK" = 0 ]; then python 02_tokenizer.py; fi
 if [ "$NODE_RANK" = 0 ]; then python 03_tokenize.py; fi
-torchrun --nnodes 32 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint "$HEAD:29500" --rdzv-conf join_timeout=86400 04_pretrain.py
+torchrun --nnodes 32 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint "$HEAD:29500" --rdzv-conf join_timeout=86400,read_timeout=86400 04_pretrain.py

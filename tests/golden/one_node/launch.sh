@@ -5,6 +5,7 @@
 set -euo pipefail
 export TRAINWRIGHT_DATA_ROOT="${TRAINWRIGHT_DATA_ROOT:-$(cd . && pwd)}"
 cd "$(dirname "$0")"
+export CUDA_DEVICE_MAX_CONNECTIONS=1  # Megatron-Core: collectives start in the order they were issued
 
 python 01_ingest.py
 python 02_tokenizer.py
