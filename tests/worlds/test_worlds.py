@@ -1,7 +1,19 @@
 """Every layout trains as one process does: same data, same initial weights, fp32, full learning rate, no warm-up."""
 
 import pytest
-from world_support import SEQUENCE, VOCABULARY, Case, Difference, Record, batches, run_cases, run_reference
+from world_support import (
+    SEQUENCE,
+    VOCABULARY,
+    Case,
+    Difference,
+    Record,
+    batches,
+    build,
+    run_cases,
+    run_reference,
+    run_world,
+    train,
+)
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +69,19 @@ def test_families_and_tied_embeddings() -> None:
     references = {case: run_reference(case) for case in cases}
     for case, difference in zip(cases, run_cases(cases, references), strict=True):
         check(case, difference)
+
+
+def test_full_recompute_runs_each_layer_twice_a_micro_batch() -> None:
+    def passes(case: Case) -> int:
+        built, calls = build(case), []
+        built.gpt.decoder.layers[0].self_attention.register_forward_hook(lambda *_: calls.append(1))
+        train(built, [0])
+        return len(calls)
+
+    [once] = run_world(1, lambda: passes(Case()))
+    [twice] = run_world(1, lambda: passes(Case(recompute=True)))
+    assert once > 0
+    assert twice == 2 * once
 
 
 def test_full_recompute_changes_nothing(reference: Record) -> None:
