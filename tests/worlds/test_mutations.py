@@ -14,7 +14,7 @@ from trainwright.runtime.errors import Diverged
 TENSOR = Case(tensor=2, distributed_optimizer=False)  # sequence parallel
 PLAIN_TENSOR = Case(tensor=2, distributed_optimizer=False, sequence_parallel=False)
 QWEN = Case(tensor=2, distributed_optimizer=False, sequence_parallel=False, family="qwen")
-GPT = Case(tensor=2, distributed_optimizer=False, family="gpt")
+GPT = Case(tensor=2, distributed_optimizer=False, family="gpt", tied=True)
 DATA = Case(data=2)
 OVERLAP = Case(data=2, overlap=True)
 ORDINARY_DATA = Case(data=2, distributed_optimizer=False)
