@@ -188,9 +188,11 @@ def resolve_spec(loaded: LoadedSpec) -> ResolvedSpec:
         ),
         layout=ResolvedLayout(
             # Beyond a node's fast links tensor parallelism is slower than any other layout.
-            tensor=_choice(spec.layout.tensor, _divisors(spec.compute.devices_per_node, spec.compute.devices_per_node)),
-            pipeline=_choice(spec.layout.pipeline, _divisors(devices, _MOST_PIPELINE_STAGES)),
-            data=_choice(spec.layout.data, _divisors(devices, devices)),
+            tensor=_choice(
+                spec.layout.tensor, list_divisors(spec.compute.devices_per_node, spec.compute.devices_per_node)
+            ),
+            pipeline=_choice(spec.layout.pipeline, list_divisors(devices, _MOST_PIPELINE_STAGES)),
+            data=_choice(spec.layout.data, list_divisors(devices, devices)),
             micro_batch=_choice(spec.layout.micro_batch, _powers_of_two(_LARGEST_MICRO_BATCH)),
             recompute=_choice(spec.layout.recompute, _RECOMPUTE),
             layer_spec=Choice((layer_spec,)),
@@ -327,8 +329,8 @@ def _choice(pin: T | None, free: tuple[T, ...]) -> Choice[T]:
     return Choice(free if pin is None else (pin,))
 
 
-def _divisors(number: int, most: int) -> tuple[int, ...]:
-    """Of `number`, up to `most`."""
+def list_divisors(number: int, most: int) -> tuple[int, ...]:
+    """The divisors of `number` up to `most`, rising."""
     low = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
     return tuple(sorted(divisor for divisor in {*low, *(number // divisor for divisor in low)} if divisor <= most))
 

@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainwright.compiler.choose import choose_plan
-from trainwright.compiler.choose.batch import choose_global_batch, list_divisors
+from trainwright.compiler.choose.batch import choose_global_batch
 from trainwright.compiler.choose.stages import choose_stages
 from trainwright.compiler.errors import InfeasibleError
 from trainwright.compiler.load import load_spec
 from trainwright.compiler.plan import REASON_KINDS, Plan, canonical_json, decided_leaves
-from trainwright.compiler.resolve import resolve_spec
+from trainwright.compiler.resolve import list_divisors, resolve_spec
 
 SPECS = Path(__file__).resolve().parents[1] / "specs"
 
@@ -88,8 +88,8 @@ def test_a_stated_batch_moves_no_further_than_it_must() -> None:
 
 @given(st.integers(1, 10**6))
 def test_divisors(number: int) -> None:
-    divisors = list_divisors(number)
-    assert divisors == sorted(set(divisors))
+    divisors = list_divisors(number, number)
+    assert list(divisors) == sorted(set(divisors))
     assert all(number % divisor == 0 for divisor in divisors)
     assert len(divisors) == sum(1 for n in range(1, number + 1) if number % n == 0) if number < 3000 else True
 

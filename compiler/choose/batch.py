@@ -1,6 +1,6 @@
 """The global batch in whole sequences, such that layouts can divide it."""
 
-import math
+from trainwright.compiler.resolve import list_divisors
 
 # A batch within 10 % of the optimum costs next to nothing: the basin is about an octave wide (Step Law, 2503.04715).
 TOLERANCE = 0.10
@@ -13,14 +13,8 @@ def choose_global_batch(target: float, devices: int, *, stated: bool) -> int:
     then the divisors of devices: a coarse one divides by more data-parallel degrees and micro-batches.
     """
     multiples = [] if stated else [devices * 8, devices * 4, devices * 2]
-    for granule in [*multiples, *reversed(list_divisors(devices))]:
+    for granule in [*multiples, *reversed(list_divisors(devices, devices))]:
         batch = max(1, round(target / granule)) * granule
         if abs(batch / target - 1) <= TOLERANCE:
             return batch
     return max(1, round(target))
-
-
-def list_divisors(number: int) -> list[int]:
-    """All divisors, rising."""
-    small = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
-    return small + [number // divisor for divisor in reversed(small) if divisor * divisor != number]

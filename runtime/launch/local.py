@@ -89,12 +89,11 @@ def launch_stage(bundle: Path, stage: Stage, workspace: Workspace, port: int, he
 
 
 # What imports of Megatron-Core 0.16 say where it does without Transformer Engine and Apex (a stage's own first line says what
-# that changes), and torch 2.13 of collectives that Megatron-Core calls by their old names.
+# that changes).
 _EXPECTED_WARNINGS = (
     "Transformer Engine and Apex are not installed",
     "Apex is not installed",
     "full scope is deprecated",
-    "`torch.distributed",
 )
 
 
