@@ -67,4 +67,10 @@ class Diverged(RunError):
     exit_code = 29
 
 
+class GateFailed(RunError):
+    """A model missed a threshold of its evaluation: what depends on it is not run."""
+
+    exit_code = 30
+
+
 INTERRUPTED = 130  # Ctrl-C, as shells count it
