@@ -59,13 +59,16 @@ class CausalAttention(torch.nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **ignored: object
     ) -> Tensor:
-        """query [s, b, heads, d], key and value [s, b, groups, d] (this rank's heads) -> [s, b, heads * d].
+        """query [s, b, heads, d], key and value [k, b, groups, d] (this rank's heads) -> [s, b, heads * d].
 
-        The mask is always causal, over whole sequences; `attention_mask` must be None.
+        The mask is always causal, over whole sequences; `attention_mask` must be None. With a key-value cache k > s: the
+        queries are those of the last s positions.
         """
         if attention_mask is not None:
             raise ValueError("only the causal mask is supported")
         sequence, batch, heads, _ = query.shape
+        if key.shape[0] != sequence:
+            return self._continue(query, key, value)
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         grouped = key.shape[2] != heads
         if self.training and self.dropout > 0:
@@ -76,6 +79,18 @@ class CausalAttention(torch.nn.Module):
                 )
         else:
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale, enable_gqa=grouped)
+        return out.permute(2, 0, 1, 3).reshape(sequence, batch, -1)
+
+    def _continue(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """As `forward` without dropout, for queries that follow cached positions."""
+        sequence, batch, heads, _ = query.shape
+        before = key.shape[0] - sequence
+        # torch's own causal mask starts at the first key, whatever the number of queries
+        mask = torch.ones(sequence, key.shape[0], dtype=torch.bool, device=query.device).tril(before)
+        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, scale=self.scale, enable_gqa=key.shape[2] != heads
+        )
         return out.permute(2, 0, 1, 3).reshape(sequence, batch, -1)
 
 

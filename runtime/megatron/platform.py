@@ -35,8 +35,8 @@ class Literals:
     """What a program states and a platform may have to change. The configs are Megatron-Core's own."""
 
     model: Any  # TransformerConfig
-    ddp: Any  # DistributedDataParallelConfig
-    optimizer: Any  # OptimizerConfig
+    ddp: Any  # DistributedDataParallelConfig; None where nothing is trained
+    optimizer: Any  # OptimizerConfig; None where nothing is trained
     layer_spec: str  # "local" | "transformer_engine"
 
 
@@ -164,7 +164,13 @@ class _CpuForCuda(TorchFunctionMode):
 
 
 class _Stream:
-    """Stands for a CUDA stream or event: work on a CPU is done when its call returns, so nothing is to be awaited."""
+    """Stands for a CUDA stream or event: work on a CPU is done when its call returns, so nothing is to be awaited.
+
+    A class, as torch's own are: transformers has it in annotations (`torch.cuda.Stream | None`).
+    """
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        pass
 
     def __getattr__(self, name: str) -> Callable[..., "_Stream"]:
         return lambda *args, **kwargs: self
@@ -198,7 +204,8 @@ def _answer_cuda_questions() -> None:
         "set_rng_state": set_state,
     }
     answers |= dict.fromkeys(("synchronize", "empty_cache", "set_device", "reset_peak_memory_stats"), nothing)
-    answers |= dict.fromkeys(("current_stream", "default_stream", "Stream", "Event", "stream"), stream)
+    answers |= dict.fromkeys(("current_stream", "default_stream", "stream"), stream)
+    answers |= dict.fromkeys(("Stream", "Event"), _Stream)
     for name, answer in answers.items():
         setattr(torch.cuda, name, answer)
     random._get_cuda_rng_state = get_state
