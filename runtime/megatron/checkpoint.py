@@ -1,6 +1,7 @@
 """Checkpoints of model and optimizer: Megatron-Core's dist_checkpointing, in a form that any layout can load.
 
-    checkpoints/step-000100/   complete when its metadata.json (Megatron-Core's last file) and run.json are there
+    checkpoints/step-000100/   complete when its metadata.json (Megatron-Core's last file) and run.json are there; beside
+                               the weights lies what a later stage needs to use them (model_files.py)
     checkpoints/latest.json    {"step": 100, "path": "step-000100"}, written after the save returned
 
 A folder is never written twice: saving over a complete checkpoint would destroy it long before the new one is whole.
@@ -23,7 +24,27 @@ from torch.distributed.checkpoint.api import CheckpointException
 from trainwright.runtime.errors import CheckpointError
 from trainwright.runtime.megatron.adam_state import fill_empty_state, load_optimizer
 from trainwright.runtime.megatron.model import Model
-from trainwright.runtime.workspace import write_json
+from trainwright.runtime.megatron.model_files import (
+    ModelFiles,
+    SavedModel,
+    check_same_model,
+    files_of,
+    read_model,
+    write_model_files,
+)
+from trainwright.runtime.workspace import Workspace, write_json
+
+__all__ = [
+    "Checkpoints",
+    "Found",
+    "Identity",
+    "ModelFiles",
+    "SavedModel",
+    "files_of",
+    "find_model",
+    "load_weights",
+    "read_model",
+]
 
 LATEST = "latest.json"
 IDENTITY = "run.json"
@@ -59,11 +80,13 @@ class Checkpoints:
         *,
         keep_last: int,
         log: Callable[[str], None],
+        files: ModelFiles,
         companions: Sequence[Path] = (),
     ) -> None:
-        """`companions`: files and folders that belong to these checkpoints and are set aside with them."""
+        """`files` go along with each checkpoint; `companions`: files and folders that belong to all of these checkpoints
+        and are set aside with them."""
         self._folder, self._identity, self._keep, self._log = folder, identity, max(1, keep_last), log
-        self._companions = companions
+        self._files, self._companions = files, companions
 
     def prepare(self) -> Found | None:
         """The newest complete checkpoint of this run, if any. Checkpoints of another run or other inputs are moved
@@ -87,19 +110,21 @@ class Checkpoints:
         with _queue_in_this_process():
             dist_checkpointing.save(_state(model, loading=False), str(path), content_metadata=dict(CONTENT))
         if dist.get_rank() == 0:
+            write_model_files(path, model, self._files)
             write_json(
                 path / IDENTITY,
                 {**asdict(self._identity), "step": step, "distributed_optimizer": _is_distributed(model)},
             )
             write_json(self._folder / LATEST, {"step": step, "path": path.name})
-            kept = [folder for folder in self._step_folders() if _is_complete(folder)][: self._keep]
-            for folder in self._step_folders():
+            kept = [folder for folder in _step_folders(self._folder) if _is_complete(folder)][: self._keep]
+            for folder in _step_folders(self._folder):
                 if folder not in kept:
                     _remove(folder)
         return path
 
     def load(self, model: Model, found: Found) -> None:
         """Load model and optimizer, whatever layout saved them. Raises CheckpointError when they do not fit."""
+        check_same_model(model, found.path)
         saved = _read_json(found.path / IDENTITY)
         if saved["distributed_optimizer"] != _is_distributed(model):
             kinds = {True: "the distributed optimizer", False: "the ordinary optimizer"}
@@ -116,19 +141,14 @@ class Checkpoints:
         except (Exception, CheckpointException) as error:
             raise CheckpointError(
                 f"{found.path} does not fit this model, or is damaged: {_first_line(error)}. Delete that folder to go on "
-                "from the checkpoint before it, or undo the change to the program"
+                "from the checkpoint before it"
             ) from error
 
     def _path(self, step: int) -> Path:
         return self._folder / f"step-{step:06d}"
 
-    def _step_folders(self) -> list[Path]:
-        """Newest first; complete and torn ones."""
-        folders = [path for path in self._folder.glob("step-*") if path.name[5:].isdigit()]
-        return sorted(folders, key=lambda path: int(path.name[5:]), reverse=True)
-
     def _find(self) -> Found | None:
-        for path in self._step_folders():
+        for path in _step_folders(self._folder):
             if not _is_complete(path):
                 self._log(f"checkpoint {path.name} is torn (its save was interrupted): passed over")
                 continue
@@ -156,6 +176,63 @@ class Checkpoints:
             else "this run on other inputs"
         )
         self._log(f"checkpoints of {difference}: moved to {aside.name}; training starts anew")
+
+
+def find_model(workspace: Workspace, initial: str) -> Path:
+    """The newest complete step folder of `initial`: a stage of this run, or (with a slash) a path from the data root to a
+    step folder, to a `checkpoints` folder, or to a stage's folder. Raises CheckpointError, which says what is there."""
+    if "/" not in initial:
+        stage = workspace.stage(initial)
+        return _newest(stage.checkpoints, f"stage {initial}", f"run the stage {initial} first")
+    given = workspace.data_root / initial
+    fix = "name a step folder, a checkpoints folder, or the folder of a stage that trains"
+    if not given.is_dir():
+        raise CheckpointError(f"{given} is not a folder: {fix}")
+    if _is_complete(given):
+        return given
+    if _looks_like_step(given):
+        raise CheckpointError(
+            f"{given} is torn (its save was interrupted): name the step before it, or its parent folder"
+        )
+    inner = given / "checkpoints"
+    return _newest(inner if inner.is_dir() else given, str(given), fix)
+
+
+def load_weights(model: Model, folder: Path) -> None:
+    """Load the weights of a step folder, whatever layout and optimizer saved them; the optimizer's state stays new.
+
+    All ranks call it together. Raises CheckpointError for another model's, with each field that differs, and for damage.
+    """
+    check_same_model(model, folder)
+    try:
+        state = dist_checkpointing.load({"model": model.gpt.sharded_state_dict(metadata=dict(CONTENT))}, str(folder))
+        model.gpt.load_state_dict(state["model"])
+    # CheckpointException, torch's own, is no Exception
+    except (Exception, CheckpointException) as error:
+        raise CheckpointError(f"{folder} is damaged: {_first_line(error)}. Start from another checkpoint") from error
+    if model.optimizer is not None:
+        model.optimizer.reload_model_params()  # the optimizer's own copies of the weights
+
+
+def _newest(checkpoints: Path, owner: str, fix: str) -> Path:
+    folders = _step_folders(checkpoints)
+    for folder in folders:
+        if _is_complete(folder):
+            return folder
+    there = ", ".join(f"{folder.name} (torn)" for folder in folders)
+    if not there and checkpoints.is_dir():
+        there = ", ".join(sorted(path.name for path in checkpoints.iterdir())[:8])
+    raise CheckpointError(f"{owner} has no complete checkpoint; {checkpoints} holds {there or 'nothing'}: {fix}")
+
+
+def _step_folders(checkpoints: Path) -> list[Path]:
+    """Newest first; complete and torn ones."""
+    folders = [path for path in checkpoints.glob("step-*") if _looks_like_step(path)]
+    return sorted(folders, key=lambda path: int(path.name[5:]), reverse=True)
+
+
+def _looks_like_step(folder: Path) -> bool:
+    return folder.name.startswith("step-") and folder.name[5:].isdigit()
 
 
 def _state(model: Model, *, loading: bool) -> dict[str, Any]:

@@ -138,6 +138,7 @@ def _sum_over_ranks(model: Model, reports: Sequence[Tensor], counts: bool) -> tu
 
 @contextlib.contextmanager
 def _inference(model: Model) -> Iterator[None]:
+    training = model.ddp.training
     model.ddp.eval()
     if model.overlaps_param_gather:
         # Gathering now lets a data rank without batches do nothing: no hook waits for it in the others' forward pass.
@@ -148,7 +149,7 @@ def _inference(model: Model) -> Iterator[None]:
     finally:
         if model.overlaps_param_gather:
             model.ddp.enable_forward_pre_hook()
-        model.ddp.train()
+        model.ddp.train(training)
 
 
 def _to_device(model: Model, batch: Batch) -> dict[str, Tensor]:

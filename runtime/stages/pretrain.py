@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from trainwright.runtime.errors import DataError, Unsupported
 from trainwright.runtime.megatron import generate, loop
-from trainwright.runtime.megatron.checkpoint import Checkpoints, Identity
+from trainwright.runtime.megatron.checkpoint import Checkpoints, Identity, ModelFiles
 from trainwright.runtime.megatron.data import TrainingStream, build_training_stream
 from trainwright.runtime.megatron.model import Embedding, Model, build, count_parameters
 from trainwright.runtime.megatron.parallel import Parallel, check_model, data_rank, start
@@ -131,6 +131,7 @@ def run(
         folder.checkpoints,
         Identity(run_id, _identify_inputs(workspace, data)),
         keep_last=checkpoint.keep_last,
+        files=ModelFiles(workspace.stage(data.tokenizer).output / "tokenizer.json", split=None, chat_template=""),
         companions=(folder.metrics, folder.path / TENSORBOARD),
         log=log,
     )

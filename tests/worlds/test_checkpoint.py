@@ -11,16 +11,23 @@ from world_support import STEPS, Case, Record, WorldFailed, build, compare, run_
 
 from trainwright.runtime.errors import CheckpointError
 from trainwright.runtime.megatron import checkpoint, parallel
-from trainwright.runtime.megatron.checkpoint import Checkpoints, Found, Identity
+from trainwright.runtime.megatron.checkpoint import Checkpoints, Found, Identity, ModelFiles
 
 HALF = STEPS // 2
+TOKENIZER = Path(__file__)  # copied as it is: any file does
 IDENTITY = Identity(run_id="3f9c2a71", inputs="aaaa")
 
 
 def open_checkpoints(
     folder: Path, log: list[str] | None = None, identity: Identity = IDENTITY, keep: int = 2
 ) -> Checkpoints:
-    return Checkpoints(folder, identity, keep_last=keep, log=(log if log is not None else []).append)
+    return Checkpoints(
+        folder,
+        identity,
+        keep_last=keep,
+        log=(log if log is not None else []).append,
+        files=ModelFiles(TOKENIZER, None, ""),
+    )
 
 
 def save_after(case: Case, folder: Path, steps: int, initial: Record | None = None) -> None:
@@ -154,9 +161,14 @@ def test_another_shape_or_a_damaged_file_is_one_message(tmp_path: Path) -> None:
 
         return run_world(1, work)[0]
 
-    for case in (Case(family="qwen"), Case(family="gpt")):
+    for case, difference in (
+        (Case(family="qwen"), "qk_layernorm: False there, True here."),
+        (Case(tied=True), "tied: False there, True here."),
+        (Case(family="gpt"), "num_query_groups: 2 there, 4 here; normalization: RMSNorm there, LayerNorm here; "),
+    ):
         text = message(case)
-        assert "step-000001 does not fit this model" in text
+        assert "step-000001 is of another model: " in text
+        assert difference in text
         assert "\n" not in text
     for piece in (tmp_path / "step-000001").glob("*.distcp"):
         os.truncate(piece, piece.stat().st_size // 2)
