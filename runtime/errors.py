@@ -73,4 +73,10 @@ class GateFailed(RunError):
     exit_code = 30
 
 
+class DiskFull(RunError):
+    """A file system has no room left for what a run writes."""
+
+    exit_code = 31
+
+
 INTERRUPTED = 130  # Ctrl-C, as shells count it

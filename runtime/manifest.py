@@ -31,6 +31,8 @@ class Stage:
     inputs: tuple[str, ...]  # the user's paths and globs as written, and "connector:<name>"
     outputs: tuple[str, ...]  # relative to `work/<name>/`
     implied: bool  # nobody wrote it in the spec; others need it
+    retries: int = 0  # how often it is started again after a failure that is nobody's mistake
+    packages: tuple[str, ...] = ()  # top-level packages that its program imports and the base installation lacks
 
 
 @dataclass(frozen=True)
