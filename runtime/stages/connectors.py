@@ -21,6 +21,7 @@ from trainwright.runtime.errors import DataError
 CONNECTORS = ("python-stdlib:code", "python-stdlib:prose")
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")  # Dolma and others name JSON lines .json
 EXCERPT_CHARACTERS = 200
+DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error)  # what a gzip file that is none, or is cut, raises
 
 # Not text that a model should learn from: tests, generated tables, a deprecated parser's data, and what pip installed.
 STDLIB_SKIPPED = frozenset(
@@ -51,6 +52,20 @@ class Rejected:
     content: str
 
 
+@dataclass(frozen=True)
+class JsonLine:
+    """One line of a JSON Lines file: any JSON value, and where it stands."""
+
+    value: Any
+    file: str
+    line: int  # from 1
+    content: bytes
+
+    def reject(self, reason: str) -> Rejected:
+        """This line as one that cannot be used."""
+        return Rejected(self.file, self.line, reason, excerpt(self.content))
+
+
 def excerpt(content: bytes) -> str:
     """The first 200 characters of `content`, printable: bytes outside ASCII are escaped."""
     return content[:EXCERPT_CHARACTERS].decode("ascii", "backslashreplace")[:EXCERPT_CHARACTERS]
@@ -73,21 +88,48 @@ def read_file(path: Path, root: Path) -> Iterator[Document | Rejected]:
 
     Blank lines are no documents. Raises DataError when the file cannot be opened.
     """
-    name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+    if path.name.endswith(JSONL_SUFFIXES):
+        for item in read_json_lines(path, root):
+            yield _document(item) if isinstance(item, JsonLine) else item
+        return
+    try:
+        content = path.read_bytes() if path.suffix != ".gz" else gzip.decompress(path.read_bytes())
+    except DAMAGED as error:
+        yield _damaged(_name(path, root), 1, error)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    else:
+        yield _plain_text(content, _name(path, root))
+
+
+def read_json_lines(path: Path, root: Path) -> Iterator[JsonLine | Rejected]:
+    """The JSON values of one file, plain or .gz, a line each; blank lines are none.
+
+    Raises DataError when the file cannot be opened.
+    """
+    name, number = _name(path, root), 0
     opener = gzip.open if path.suffix == ".gz" else open
-    number = 0
     try:
         with opener(path, "rb") as stream:
-            if not path.name.endswith(JSONL_SUFFIXES):
-                yield _plain_text(stream.read(), name)
-                return
             for number, line in enumerate(stream, start=1):
                 if line.strip():
                     yield _json_line(line, name, number)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        yield Rejected(name, number + 1, "damaged gzip file", f"{type(error).__name__}: {error}; the rest is not read")
+    except DAMAGED as error:
+        yield _damaged(name, number + 1, error)
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}; make it readable, or leave it out") from error
+        raise _unreadable(path, error) from error
+
+
+def _name(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+
+
+def _damaged(name: str, line: int, error: Exception) -> Rejected:
+    return Rejected(name, line, "damaged gzip file", f"{type(error).__name__}: {error}; the rest is not read")
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"cannot read {path}: {error.strerror}; make it readable, or leave it out")
 
 
 def _plain_text(content: bytes, name: str) -> Document | Rejected:
@@ -100,36 +142,49 @@ def _plain_text(content: bytes, name: str) -> Document | Rejected:
     return Document(text=text, id=name, path=name, group=None)
 
 
-def _json_line(line: bytes, name: str, number: int) -> Document | Rejected:
-    def reject(reason: str) -> Rejected:
-        return Rejected(name, number, reason, excerpt(line))
-
+def _json_line(line: bytes, name: str, number: int) -> JsonLine | Rejected:
     try:
         decoded = line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError:
-        return reject("invalid UTF-8")
+        return Rejected(name, number, "invalid UTF-8", excerpt(line))
     try:
-        record = json.loads(decoded, parse_constant=_refuse_constant)
+        value = json.loads(decoded, parse_constant=_refuse_constant)
         if "\\u" in decoded:  # a lone surrogate is legal in JSON, as an escape, and not in UTF-8
-            json.dumps(record, ensure_ascii=False).encode()
+            json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        return reject("invalid UTF-8")
+        return Rejected(name, number, "invalid UTF-8", excerpt(line))
     except (ValueError, RecursionError):
-        return reject("invalid JSON")
+        return Rejected(name, number, "invalid JSON", excerpt(line))
+    return JsonLine(value, name, number, line)
+
+
+def _document(item: JsonLine) -> Document | Rejected:
+    record = item.value
     if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-        return reject('no string "text"')
+        return item.reject('no string "text"')
     if not record["text"].strip():
-        return reject("empty text")
-    metadata = record.get("metadata")
-    metadata = metadata if isinstance(metadata, dict) else {}
-    identifier, group = record.get("id"), metadata.get("group")
+        return item.reject("empty text")
+    metadata = metadata_of(record)
+    group = metadata.get("group")
     return Document(
         text=record["text"],
-        id=f"{name}:{number}" if identifier is None else str(identifier),
-        path=name,
+        id=id_of(item),
+        path=item.file,
         group=None if group is None else str(group),
         metadata=metadata,
     )
+
+
+def metadata_of(record: dict[str, Any]) -> dict[str, Any]:
+    """A record's `metadata`; empty where it has none."""
+    metadata = record.get("metadata")
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def id_of(item: JsonLine) -> str:
+    """The `id` of the line's object, else its file and line."""
+    identifier = item.value.get("id")
+    return f"{item.file}:{item.line}" if identifier is None else str(identifier)
 
 
 def _refuse_constant(name: str) -> None:
@@ -168,7 +223,7 @@ def read_stdlib_file(path: Path, name: str, kind: str) -> Iterator[Document | Re
     content = path.read_bytes()
     try:
         source = content.decode("utf-8")
-        text = source if kind == "code" else _docstrings(source)
+        text = source if kind == "code" else docstrings(parse_module(source))
     except UnicodeDecodeError:
         yield Rejected(name, 0, "invalid UTF-8", excerpt(content))
         return
@@ -179,10 +234,15 @@ def read_stdlib_file(path: Path, name: str, kind: str) -> Iterator[Document | Re
         yield Document(text=text, id=f"{kind}/{name}", path=name, group=stdlib_group(name))
 
 
-def _docstrings(source: str) -> str:
+def parse_module(source: str) -> ast.Module:
+    """The syntax tree of a module. Raises SyntaxError."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes in old modules
-        tree = ast.parse(source)
+        return ast.parse(source)
+
+
+def docstrings(tree: ast.Module) -> str:
+    """All docstrings of a module, in its order, a blank line between them."""
     owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     nodes = [node for node in ast.walk(tree) if isinstance(node, owners)]
     nodes.sort(key=lambda node: getattr(node, "lineno", 0))  # ast.walk goes by depth; a reader goes by line
