@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from trainwright.runtime.errors import INTERRUPTED, DataError
 from trainwright.runtime.stages.connectors import stdlib_group
 from trainwright.runtime.stages.ingest import Split, assign
+from trainwright.runtime.stages.split import SplitRule
 
 SPLITS = ("train", "validation", "test")
 STDLIB = """
@@ -241,6 +242,13 @@ def test_the_library_is_divided_by_package_once_for_both_sources(stdlib: Path) -
     assert len(paths) > 600
 
 
+def test_the_split_is_written_down_for_records_that_come_later(stdlib: Path) -> None:
+    rule = SplitRule.read(output(stdlib) / "split.json")
+    assert (rule.seed, rule.validation, rule.test) == (1234, 0.04, 0.12)
+    homes = {record["metadata"]["group"]: split for split, rows in records(stdlib).items() for record in rows}
+    assert rule.groups == homes
+
+
 def test_the_shares_of_bytes_are_what_was_asked_for(stdlib: Path) -> None:
     summary = json.loads((output(stdlib) / "summary.json").read_text())
     code = {split: summary["bytes"][split]["code"] for split in SPLITS}
@@ -319,6 +327,8 @@ def test_documents_without_a_group_are_held_out_by_their_text(tmp_path: Path) ->
     assert set().union(*splits.values()) == set(texts)
     assert sum(len(found) for found in splits.values()) == len(texts)  # copies lie in one split
     assert len(splits["test"]) / len(texts) == pytest.approx(0.12, abs=0.01)
+    rule = SplitRule.read(output(tmp_path) / "split.json")
+    assert all(rule.of(None, text) == split for split, found in splits.items() for text in found)
 
 
 def test_three_documents_are_enough_for_three_splits(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 `work/<stage>/output/{train,validation,test}/<source>.jsonl` holds `{"text", "id", "metadata": {"source", "group",
 "path", ...}}`; `set_aside.jsonl` holds what could not be read, with file, line and reason. kept + set aside = in.
+`split.json` holds the split of every group, for stages that read other records.
 
 The split. Documents that belong together (one package of the standard library, one `metadata.group` of a JSONL record)
 must not be divided, or a later stage meets its held-out text in training. Such groups differ in size by a factor of
@@ -12,7 +13,6 @@ buckets are so small that the result is that of a hash threshold. So exact copie
 groups stays small however large the corpus is.
 """
 
-import hashlib
 import json
 import shutil
 from collections import Counter
@@ -34,9 +34,8 @@ from trainwright.runtime.stages.connectors import (
     stdlib_files,
 )
 from trainwright.runtime.stages.corpus import SPLITS, document_file
+from trainwright.runtime.stages.split import SPLIT_FILE, SplitRule, bucket, order
 from trainwright.runtime.workspace import Progress, StageFolder, open_workspace, write_json
-
-BUCKETS = 65_536
 
 
 @dataclass(frozen=True)
@@ -98,6 +97,7 @@ def run(*, stage: str, sources: Sequence[Source], split: Split) -> None:
     assignment = assign(tally.group_bytes, split)
     summary = _distribute(folder, spool, [source.name for source in sources], assignment)
     shutil.rmtree(spool)
+    SplitRule(split.seed, split.validation, split.test, assignment).write(folder.output / SPLIT_FILE)
     summary["set_aside"] = dict(tally.set_aside)
     _report(summary)
     write_json(folder.summary, summary)
@@ -122,16 +122,11 @@ def _read(source: str, part: Iterator[Document | Rejected], kept: IO[str], aside
             aside.write(json.dumps(asdict(item), ensure_ascii=False) + "\n")
             continue
         content = item.text.encode()
-        group = item.group if item.group is not None else _bucket(content)
+        group = item.group if item.group is not None else bucket(content)
         group_bytes[group] += len(content)
         metadata = {**item.metadata, "source": source, "group": group, "path": item.path}
         record = json.dumps({"text": item.text, "id": item.id, "metadata": metadata}, ensure_ascii=False)
         kept.write(f"{json.dumps(group)}\t{len(content)}\t{record}\n")
-
-
-def _bucket(content: bytes) -> str:
-    number = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest()) % BUCKETS
-    return f"bucket-{number:05d}"
 
 
 def assign(group_bytes: dict[str, Counter[str]], split: Split) -> dict[str, str]:
@@ -147,7 +142,7 @@ def assign(group_bytes: dict[str, Counter[str]], split: Split) -> dict[str, str]
         for group in groups.keys() & assignment.keys():
             if assignment[group] in room:
                 room[assignment[group]] -= groups[group]
-        for group in sorted(groups.keys() - assignment.keys(), key=lambda name: _order(name, split.seed)):
+        for group in sorted(groups.keys() - assignment.keys(), key=lambda name: order(name, split.seed)):
             assignment[group] = next((name for name in room if groups[group] <= room[name]), "train")
             if assignment[group] in room:
                 room[assignment[group]] -= groups[group]
@@ -171,14 +166,10 @@ def _fill_empty(name: str, assignment: dict[str, str], group_bytes: dict[str, Co
     for groups in group_bytes.values():
         if any(assignment[group] == name for group in groups):
             continue
-        by_size = sorted(groups, key=lambda group: (assignment[group] != "train", groups[group], _order(group, seed)))
+        by_size = sorted(groups, key=lambda group: (assignment[group] != "train", groups[group], order(group, seed)))
         smallest = next(filter(can_leave, by_size), None)
         if smallest is not None:
             assignment[smallest] = name
-
-
-def _order(group: str, seed: int) -> bytes:
-    return hashlib.blake2b(f"{seed}:{group}".encode(), digest_size=16).digest()
 
 
 def _distribute(folder: StageFolder, spool: Path, sources: Sequence[str], assignment: dict[str, str]) -> dict[str, Any]:
