@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,107 @@ def test_a_run_that_failed_says_why_and_has_its_curves(workspace: Workspace) -> 
     assert len(traces(path.read_text())["training"]["y"]) == STEPS
 
 
+def figure(value: float, half: float, n: int = 750, **more: Any) -> dict[str, Any]:
+    return {"value": value, "low": value - half, "high": value + half, "n": n, **more}
+
+
+RESULTS = {
+    "model": "dpo",
+    "about": {
+        "accuracy/quiz": {"items": "questions", "interval": "Wilson", "chance": 0.25},
+        "perplexity": {"items": "windows of 256 tokens", "interval": "bootstrap", "chance": None},
+    },
+    "metrics": {
+        "dpo": {
+            "perplexity": figure(45.25, 1.0, 1800, higher_is_better=False),
+            "accuracy/quiz": figure(0.365, 0.035, higher_is_better=True),
+        },
+        SOURCE: {
+            "perplexity": figure(44.25, 1.0, 1800, higher_is_better=False),
+            "accuracy/quiz": figure(0.27, 0.03, higher_is_better=True),
+        },
+    },
+    "differences": {SOURCE: {"perplexity": figure(1.0, 0.25, 1800), "accuracy/quiz": figure(0.095, 0.1)}},
+    "baselines": {"bigram": {"perplexity": 89.24}},
+    "gates": [
+        {
+            "metric": "accuracy/quiz",
+            "threshold": 0.5,
+            **figure(0.365, 0.035),
+            "margin": -0.135,
+            "passed": False,
+            "clear": True,
+        },
+        {"metric": "perplexity", "threshold": 60, **figure(45.25, 1.0), "margin": 14.75, "passed": True, "clear": True},
+    ],
+}
+
+
+@pytest.fixture
+def evaluated(workspace: Workspace) -> tuple[Workspace, Manifest]:
+    """The run, and an evaluation that failed by a gate: figures, and no summary."""
+    folder = workspace.stage("evaluate")
+    folder.output.mkdir(parents=True)
+    (folder.output / "results.json").write_text(json.dumps(RESULTS))
+    state = json.loads((workspace.work / "state.json").read_text())
+    state["stages"]["evaluate"] = {"state": "failed", "attempts": 1, "duration_s": 60.0, "note": "a gate failed"}
+    (workspace.work / "state.json").write_text(json.dumps(state))
+    return workspace, replace(MANIFEST, stages=(*MANIFEST.stages, a_stage("evaluate", ("pretrain",))))
+
+
+def test_the_page_holds_the_evaluation(evaluated: tuple[Workspace, Manifest]) -> None:
+    workspace, manifest = evaluated
+    path = write_report(workspace.bundle, manifest, workspace)
+    page = Page(path)
+    words = " ".join(page.words.split())
+    for text in (
+        "accuracy/quiz 750 questions 0.365 [0.330, 0.400] 0.270 [0.240, 0.300] +0.095 [-0.005, +0.195]",
+        "perplexity 1,800 windows of 256 tokens 45.2 [44.2, 46.2] 44.2 [43.2, 45.2] +1.000 [+0.750, +1.250]",
+        f"dpo - {SOURCE}",
+        "bigram, on the same tokens: perplexity 89.2",
+        "gate failed accuracy/quiz: 0.365 [0.330, 0.400], threshold 0.5, missed by 0.135; the 95 % interval excludes",
+        "gate passed perplexity: 45.2 [44.2, 46.2], threshold 60, by 14.8",
+    ):
+        assert text in words
+    marked = [attributes.get("class") for tag, attributes in page.elements if tag == "td"]
+    assert marked.count("worse") == 1, "a higher perplexity"
+    assert marked.count("better") == 0, "an interval that holds 0"
+
+
+def test_the_page_draws_shares_beside_chance(evaluated: tuple[Workspace, Manifest]) -> None:
+    workspace, manifest = evaluated
+    drawn = traces(write_report(workspace.bundle, manifest, workspace).read_text())
+    assert drawn["dpo"]["y"] == [0.365]
+    assert drawn["dpo"]["error_y"]["array"] == pytest.approx([0.035])
+    assert drawn["&lt;b onclick=1&gt;prose&lt;/b&gt;"]["y"] == [0.27], "plotly reads HTML in names"
+    assert drawn["chance"]["y"] == [0.25, 0.25, None]
+
+
+@pytest.mark.parametrize("text", ["{}", '{"model": "dpo"}', "[]", '{"model": "dpo", "metrics": {}}', "{"])
+def test_results_that_hold_nothing_are_no_section(evaluated: tuple[Workspace, Manifest], text: str) -> None:
+    workspace, manifest = evaluated
+    (workspace.stage("evaluate").output / "results.json").write_text(text)
+    assert "gate" not in Page(write_report(workspace.bundle, manifest, workspace)).words.replace("a gate failed", "")
+
+
+def test_every_training_stage_has_its_curves_and_no_share_is_drawn_as_a_loss(
+    evaluated: tuple[Workspace, Manifest],
+) -> None:
+    workspace, manifest = evaluated
+    rows = [
+        {"step": 1, "loss": 0.69, "preference_accuracy": 0.5},
+        {"step": 2, "loss": 0.6, "validation/preference_accuracy": 0.625, "validation/chosen_log_probability": -72.5},
+    ]
+    workspace.stage("evaluate").metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = write_report(workspace.bundle, manifest, workspace).read_text()
+    charts = re.findall(r"<h3>([^<]*)</h3>", text)
+    assert charts.count("Loss") == 2
+    assert {"Preference accuracy", "Chosen answers"} <= set(charts)
+    loss = re.search(r'"chart-evaluate-0",\s*(\[.*?\]),\s*\{', text, re.DOTALL)
+    assert loss is not None
+    assert [trace["name"] for trace in json.loads(loss[1])] == ["training"]
+
+
 def test_a_step_done_again_counts_once(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     rows = [
@@ -181,17 +283,19 @@ def test_the_report_imports_no_torch() -> None:
 
 
 @pytest.mark.full
-def test_a_browser_draws_the_page(workspace: Workspace, tmp_path: Path) -> None:
+def test_a_browser_draws_the_page(evaluated: tuple[Workspace, Manifest], tmp_path: Path) -> None:
     """Costs about 5 s."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no Chromium on this machine")
-    path = write_report(workspace.bundle, MANIFEST, workspace)
+    workspace, manifest = evaluated
+    path = write_report(workspace.bundle, manifest, workspace)
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     command = [browser, *options, "--virtual-time-budget=10000", "--dump-dom", path.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     drawn = re.sub(r"<script.*?</script>", "", done.stdout, flags=re.DOTALL)
-    for name in ("training", "bigram model, test: 4.491", "expected by the plan: 4321"):
+    for name in ("training", "bigram model, test: 4.491", "expected by the plan: 4321", "chance"):
         assert re.search(rf'<text class="legendtext"[^>]*>{re.escape(name)}', drawn), name
     assert len(re.findall(r'<path class="js-line" d="M', drawn)) >= 4
+    assert len(re.findall(r'<g class="point"><path', drawn)) == 2, "a bar a model"
     assert "<title>ran</title>" not in drawn

@@ -1,4 +1,4 @@
-"""Charts of a training stage, as HTML fragments that need plotly.js on the page."""
+"""Charts of a stage, as HTML fragments that need plotly.js on the page."""
 
 import html
 from collections.abc import Sequence
@@ -7,11 +7,17 @@ from typing import Any
 
 from trainwright.runtime.errors import MissingExtra
 from trainwright.runtime.report.curves import Curve, curve, perplexity_nats, validation_curves
+from trainwright.runtime.report.evaluation import Evaluation
 
 # Okabe and Ito's colours (jfly.uni-koeln.de/color) without black and yellow: told apart with colour blindness, on any ground.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 INK = "#808080"  # text and axes: read on a light and on a dark page
 GRID = "rgba(128, 128, 128, 0.25)"
+# Figures of a training stage that are no loss: key, beside the same key of validation; title; unit.
+FIGURES = (
+    ("preference_accuracy", "Preference accuracy", "share of pairs"),
+    ("chosen_log_probability", "Chosen answers", "log-probability, nats"),
+)
 
 
 @dataclass(frozen=True)
@@ -33,30 +39,82 @@ def plotly_script() -> str:
 
 
 def training_charts(stage: str, rows: Sequence[dict[str, Any]], expected_tokens_per_s: float) -> list[Chart]:
-    """Loss, learning rate, gradient norm and throughput, each where the rows have it. `expected_tokens_per_s` 0: not known."""
+    """Loss, learning rate, gradient norm, throughput and the stage's own figures, each where the rows have it.
+    `expected_tokens_per_s` 0: not known."""
     levels = []
     for who, name in (("test", "test, after training"), ("bigram", "bigram model, test")):
         nats = perplexity_nats(rows, who)
         if nats is not None:
             levels.append((name, nats))
-    loss = [curve(rows, "loss", "training")]
-    drawn = [("Loss", "nats a token", [*loss, *validation_curves(rows)], levels)]
+    own = [
+        (title, unit, [curve(rows, key, "training"), curve(rows, f"validation/{key}", "validation")], [])
+        for key, title, unit in FIGURES
+    ]
+    losses = [one for one in validation_curves(rows) if one.name not in {f"validation/{key}" for key, _, _ in FIGURES}]
+    of_pairs = any(one.values for _, _, curves, _ in own for one in curves)
     expected = [("expected by the plan", expected_tokens_per_s)] if expected_tokens_per_s > 0 else []
-    drawn += [
+    drawn = [
+        ("Loss", "a pair" if of_pairs else "nats a token", [curve(rows, "loss", "training"), *losses], levels),
+        *own,
         ("Learning rate", "", [curve(rows, "learning_rate", "learning rate")], []),
         ("Gradient norm", "before clipping", [curve(rows, "grad_norm", "gradient norm")], []),
         ("Throughput", "tokens/s, all devices", [curve(rows, "tokens_per_s", "measured")], expected),
     ]
+    from_data = {"Loss", *(title for _, title, _ in FIGURES)}  # an axis from 0 would hide how they change
     return [
-        Chart(title, _draw(f"{stage}-{number}", unit, curves, levels, from_zero=title != "Loss"))
+        Chart(title, _draw(f"{stage}-{number}", unit, curves, levels, from_zero=title not in from_data))
         for number, (title, unit, curves, levels) in enumerate(drawn)
         if any(one.values for one in curves)
     ]
 
 
+def share_chart(stage: str, evaluation: Evaluation) -> list[Chart]:
+    """Bars of every share, a colour a model, with intervals and what guessing gives; nothing where there is no share."""
+    from plotly import graph_objects
+
+    if not evaluation.shares:
+        return []
+    figure = graph_objects.Figure()
+    places = list(range(len(evaluation.shares)))
+    for number, model in enumerate(next(iter(evaluation.shares.values()))):
+        bars = [by_model[model] for by_model in evaluation.shares.values()]
+        figure.add_bar(
+            x=places,
+            y=[bar.value for bar in bars],
+            error_y={
+                "type": "data",
+                "array": [bar.high - bar.value for bar in bars],
+                "arrayminus": [bar.value - bar.low for bar in bars],
+                "color": INK,
+                "thickness": 1.2,
+            },
+            name=html.escape(model),
+            marker={"color": COLOURS[number % len(COLOURS)]},
+            hovertemplate="%{y:.3f}<extra>%{fullData.name}</extra>",
+        )
+    chances = [(place, evaluation.chances.get(name)) for place, name in enumerate(evaluation.shares)]
+    if any(chance is not None for _, chance in chances):
+        figure.add_scatter(
+            x=[x for place, chance in chances if chance is not None for x in (place - 0.48, place + 0.48, None)],
+            y=[y for _, chance in chances if chance is not None for y in (chance, chance, None)],
+            name="chance",
+            mode="lines",
+            line={"width": 1.5, "dash": "dash", "color": COLOURS[-1]},
+            hovertemplate="%{y:.3f}<extra>chance</extra>",
+        )
+    names = [html.escape(name.replace("_", " ")).replace("/", "<br>", 1) for name in evaluation.shares]
+    _lay_out(
+        figure,
+        x={"tickvals": places, "ticktext": names, "showgrid": False, "automargin": True},
+        y={"range": [0, 1]},
+        legend=True,
+    )
+    return [Chart("Shares, with 95 % intervals", _fragment(figure, f"{stage}-shares"))]
+
+
 def _draw(name: str, unit: str, curves: Sequence[Curve], levels: Sequence[tuple[str, float]], from_zero: bool) -> str:
     """One chart; `levels` are horizontal lines. x is tokens where every curve has them, else steps."""
-    from plotly import graph_objects, io
+    from plotly import graph_objects
 
     curves = [one for one in curves if one.values]
     by_tokens = all(one.tokens for one in curves)
@@ -83,6 +141,16 @@ def _draw(name: str, unit: str, curves: Sequence[Curve], levels: Sequence[tuple[
             line={"width": 1.5, "dash": "dash", "color": COLOURS[-1 - number % len(COLOURS)]},
             hovertemplate="%{y:.5g}<extra>%{fullData.name}</extra>",
         )
+    _lay_out(
+        figure,
+        x={"title": {"text": "tokens" if by_tokens else "step"}, "exponentformat": "SI"},
+        y={"title": {"text": unit}, "rangemode": "tozero" if from_zero else "normal"},
+        legend=len(curves) + len(levels) > 1,
+    )
+    return _fragment(figure, name)
+
+
+def _lay_out(figure: Any, *, x: dict[str, Any], y: dict[str, Any], legend: bool) -> None:
     axis = {"gridcolor": GRID, "linecolor": INK, "zeroline": False}
     figure.update_layout(
         template="none",
@@ -91,11 +159,16 @@ def _draw(name: str, unit: str, curves: Sequence[Curve], levels: Sequence[tuple[
         paper_bgcolor="rgba(0, 0, 0, 0)",
         plot_bgcolor="rgba(0, 0, 0, 0)",
         font={"color": INK, "size": 12},
-        xaxis={**axis, "title": {"text": "tokens" if by_tokens else "step"}, "exponentformat": "SI"},
-        yaxis={**axis, "title": {"text": unit}, "rangemode": "tozero" if from_zero else "normal"},
+        xaxis={**axis, **x},
+        yaxis={**axis, **y},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
-        showlegend=len(curves) + len(levels) > 1,
+        showlegend=legend,
     )
+
+
+def _fragment(figure: Any, name: str) -> str:
+    from plotly import io
+
     text: str = io.to_html(
         figure,
         full_html=False,

@@ -9,11 +9,13 @@ from markupsafe import Markup
 
 from trainwright.runtime.manifest import PLAN_FILE, Manifest
 from trainwright.runtime.reading import format_duration, is_number, read_json
-from trainwright.runtime.report.charts import plotly_script, training_charts
+from trainwright.runtime.report.charts import plotly_script, share_chart, training_charts
 from trainwright.runtime.report.curves import MAX_POINTS, read_metrics
+from trainwright.runtime.report.evaluation import read_evaluation
 from trainwright.runtime.workspace import Workspace, write_atomically
 
 REPORT_FILE = "report.html"
+RESULTS_FILE = "results.json"  # of an evaluation
 # What the page says of the plan: path in plan.json, and the word for it.
 PLAN_FIGURES = (
     ("cluster.device", "device"),
@@ -68,6 +70,10 @@ def _stage(
     # The plan's estimates are of the model's pretraining.
     expected = _at(plan, "estimates.tokens_per_s") if kind == "pretrain" else None
     charts = training_charts(name, rows, float(expected) if expected else 0.0) if rows else []
+    # Written before a gate is judged: a stage that failed by one has it too.
+    evaluation = read_evaluation(read_json(folder.output / RESULTS_FILE))
+    if evaluation:
+        charts += share_chart(name, evaluation)
     return {
         "name": name,
         "state": state.get("state", "pending"),
@@ -79,6 +85,8 @@ def _stage(
             _scalars({key: value for key, value in summary.items() if key not in ("key_figure", "sample")})
         ),
         # plotly escapes what it writes into its script; names were escaped before (charts.py).
+        "evaluation": evaluation,
+        "has_curves": bool(rows),
         "charts": [(chart.title, Markup(chart.html)) for chart in charts],
     }
 
