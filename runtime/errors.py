@@ -79,4 +79,10 @@ class DiskFull(RunError):
     exit_code = 31
 
 
+class ExportMismatch(RunError):
+    """What was exported does not compute what the trained model computes, or reads text differently."""
+
+    exit_code = 32
+
+
 INTERRUPTED = 130  # Ctrl-C, as shells count it
