@@ -240,14 +240,14 @@ def test_every_training_stage_has_its_curves_and_no_share_is_drawn_as_a_loss(
 ) -> None:
     workspace, manifest = evaluated
     rows = [
-        {"step": 1, "loss": 0.69, "preference_accuracy": 0.5},
+        {"step": 1, "loss": 0.69, "accuracy": 0.5, "margin": 0.25},
         {"step": 2, "loss": 0.6, "validation/preference_accuracy": 0.625, "validation/chosen_log_probability": -72.5},
     ]
     workspace.stage("evaluate").metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
     text = write_report(workspace.bundle, manifest, workspace).read_text()
     charts = re.findall(r"<h3>([^<]*)</h3>", text)
     assert charts.count("Loss") == 2
-    assert {"Preference accuracy", "Chosen answers"} <= set(charts)
+    assert {"Preference", "Margin", "Chosen answers"} <= set(charts)
     loss = re.search(r'"chart-evaluate-0",\s*(\[.*?\]),\s*\{', text, re.DOTALL)
     assert loss is not None
     assert [trace["name"] for trace in json.loads(loss[1])] == ["training"]

@@ -13,10 +13,22 @@ from trainwright.runtime.report.evaluation import Evaluation
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 INK = "#808080"  # text and axes: read on a light and on a dark page
 GRID = "rgba(128, 128, 128, 0.25)"
-# Figures of a training stage that are no loss: key, beside the same key of validation; title; unit.
+# What a training stage measures beside its loss: title, unit, and the keys of the curves with their names.
 FIGURES = (
-    ("preference_accuracy", "Preference accuracy", "share of pairs"),
-    ("chosen_log_probability", "Chosen answers", "log-probability, nats"),
+    (
+        "Preference",
+        "share of pairs",
+        (
+            ("accuracy", "training: margin over the reference above 0"),
+            ("validation/preference_accuracy", "validation: chosen answer likelier"),
+        ),
+    ),
+    ("Margin", "nats over the reference", (("margin", "training"),)),
+    (
+        "Chosen answers",
+        "log-probability, nats",
+        (("chosen_log_probability", "training"), ("validation/chosen_log_probability", "validation")),
+    ),
 )
 
 
@@ -46,11 +58,9 @@ def training_charts(stage: str, rows: Sequence[dict[str, Any]], expected_tokens_
         nats = perplexity_nats(rows, who)
         if nats is not None:
             levels.append((name, nats))
-    own = [
-        (title, unit, [curve(rows, key, "training"), curve(rows, f"validation/{key}", "validation")], [])
-        for key, title, unit in FIGURES
-    ]
-    losses = [one for one in validation_curves(rows) if one.name not in {f"validation/{key}" for key, _, _ in FIGURES}]
+    own = [(title, unit, [curve(rows, key, name) for key, name in keys], []) for title, unit, keys in FIGURES]
+    shown = {key for _, _, keys in FIGURES for key, _ in keys}
+    losses = [one for one in validation_curves(rows) if one.name not in shown]
     of_pairs = any(one.values for _, _, curves, _ in own for one in curves)
     expected = [("expected by the plan", expected_tokens_per_s)] if expected_tokens_per_s > 0 else []
     drawn = [
@@ -60,7 +70,7 @@ def training_charts(stage: str, rows: Sequence[dict[str, Any]], expected_tokens_
         ("Gradient norm", "before clipping", [curve(rows, "grad_norm", "gradient norm")], []),
         ("Throughput", "tokens/s, all devices", [curve(rows, "tokens_per_s", "measured")], expected),
     ]
-    from_data = {"Loss", *(title for _, title, _ in FIGURES)}  # an axis from 0 would hide how they change
+    from_data = {"Loss", *(title for title, _, _ in FIGURES)}  # an axis from 0 would hide how they change
     return [
         Chart(title, _draw(f"{stage}-{number}", unit, curves, levels, from_zero=title not in from_data))
         for number, (title, unit, curves, levels) in enumerate(drawn)
