@@ -45,7 +45,7 @@ install: .venv/.installed
 .venv/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) $(TORCH)
-	$(PIP) -e '.[run,dev]'
+	$(PIP) -e '.[run,data,eval,dev]'
 	touch $@
 
 clean:

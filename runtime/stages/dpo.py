@@ -1,0 +1,214 @@
+"""Direct preference optimisation (Rafailov et al. 2023): raise chosen answers over rejected ones, held near a frozen reference.
+
+The reference is the model that the stage starts from. It never changes, so its log-probabilities are computed once, before the
+first step, and kept in `data/`. A row holds whole pairs, chosen beside rejected, each answer attending to itself and its prompt
+alone. Leaves what `sft` leaves. Resumes from the newest checkpoint of the same run.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from trainwright.runtime.errors import DataError
+from trainwright.runtime.megatron import loop
+from trainwright.runtime.megatron.losses import preference_loss
+from trainwright.runtime.megatron.model import Embedding
+from trainwright.runtime.megatron.packing import Sequence as Tokens
+from trainwright.runtime.megatron.packing import pack
+from trainwright.runtime.megatron.parallel import Parallel, data_rank
+from trainwright.runtime.megatron.platform import install
+from trainwright.runtime.stages import preferences, stage_verb
+from trainwright.runtime.stages.chat import DEFAULT_TEMPLATE, ChatTokenizer
+from trainwright.runtime.stages.examples import Examples, PackedStream, write_examples
+from trainwright.runtime.stages.records import load_preferences
+from trainwright.runtime.stages.training import Checkpoint, Work, print_line
+from trainwright.runtime.stages.tuning import LOOKS, Held, Training, Tuning, count_line, glance, open_tuning, split_rule
+from trainwright.runtime.workspace import open_workspace
+
+__all__ = ["Checkpoint", "Data", "Embedding", "Parallel", "Preference", "Training", "run"]
+
+install()  # before the program builds its configs
+
+REFERENCE_FILE = "reference.npy"
+
+
+@dataclass(frozen=True)
+class Data:
+    """Pairs of answers: files or a connector, one of the two; and what becomes of those longer than the context."""
+
+    path: str
+    connector: str
+    too_long: str  # "truncate" (the answers' ends) | "drop" (the pair)
+    validation: float  # shares of the records, where the initial model brings no split
+    test: float
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Loss of a pair: -log sigmoid(beta x margin) + nll x the chosen answer's nats a token."""
+
+    beta: float  # strength of the pull to the reference (1 / nats)
+    nll: float  # weight of the likelihood of the chosen answer; 0: the plain loss
+
+
+@stage_verb
+def run(
+    *,
+    stage: str,
+    run_id: str,
+    seed: int,
+    initial: str,
+    parallel: Parallel,
+    model: Any,
+    embedding: Embedding,
+    layer_spec: str,
+    ddp: Any,
+    optimizer: Any,
+    data: Data,
+    preference: Preference,
+    training: Training,
+    checkpoint: Checkpoint,
+) -> None:
+    """Align the newest checkpoint of `initial` (a stage, or a path). The configs are Megatron-Core's own.
+
+    Raises DataError (records), CheckpointError (none there, or another model's), Unsupported, Diverged.
+    """
+    tuning = open_tuning(
+        stage,
+        open_workspace(),
+        initial=initial,
+        seed=seed,
+        parallel=parallel,
+        model=model,
+        ddp=ddp,
+        optimizer=optimizer,
+        layer_spec=layer_spec,
+        embedding=embedding,
+        training=training,
+    )
+    facts = tuning.prepare(data, data.path, partial(_prepare, tuning, data, embedding.sequence_length))
+    length = 2 * embedding.sequence_length  # so that every pair fits
+    stream = PackedStream(
+        Examples(tuning.data / "train"),
+        pack_length=length,
+        epochs=training.epochs,
+        global_batch=training.global_batch,
+        micro_batch=training.micro_batch,
+        pad=facts["pad"],
+        seed=seed,
+    )
+    held = _pairs(Examples(tuning.data / "validation"))
+    files = replace(tuning.given, split=Path(facts["split"]), chat_template=facts["template"])
+    reference = _reference(tuning, stream.examples)
+    session = tuning.resume(run_id, files, checkpoint)
+    look = partial(_look, tuning, held)
+    before = tuning.before(look)
+    work = Work(
+        steps=stream.steps,
+        positions_per_step=training.global_batch * length,
+        batches=partial(_batches, stream, reference),
+        loss=preference_loss(beta=preference.beta, nll=preference.nll),
+        look=look,
+        look_every=max(1, stream.steps // LOOKS),
+    )
+    saved = session.train(work, training.over(work.steps))
+    after = look()
+    figures = {f"before/{name}": value for name, value in before.items()} | after
+    summary = {"run_id": run_id, "step": work.steps, "counts": facts["counts"], **figures}
+    session.finish({**summary, "key_figure": _key_figure(before, after)}, saved)
+
+
+def _prepare(tuning: Tuning, data: Data, limit: int, folder: Path) -> dict[str, Any]:
+    """Read, render, tokenise, pack; what the other ranks need to know. On rank 0."""
+    rule, split = split_rule(tuning, Held(data.validation, data.test), folder)
+    chat = ChatTokenizer(tuning.given.tokenizer, tuning.given.chat_template or DEFAULT_TEMPLATE)
+    records = load_preferences(
+        path=data.path,
+        connector=data.connector,
+        data_root=tuning.workspace.data_root,
+        rule=rule,
+        set_aside=folder / "set_aside.jsonl",
+    )
+    counts: Counter[str] = Counter()
+    train = preferences.tokenise(records.train, chat, limit, data.too_long, counts)
+    validation = preferences.tokenise(records.validation, chat, limit, data.too_long, Counter())
+    if not train:
+        raise DataError(
+            f"no pair is left for training: {count_line('read', records.counts)}; {count_line('too long', dict(counts))}; "
+            "give more, or a longer context"
+        )
+    packs = pack([chosen.positions + rejected.positions for chosen, rejected in train], 2 * limit, tuning.seed)
+    flat = [[place for pair in items for place in (2 * pair, 2 * pair + 1)] for items in packs]
+    write_examples(folder / "train", [answer for pair in train for answer in pair], flat)
+    write_examples(folder / "validation", [answer for pair in validation for answer in pair], [])
+    all_counts = {**records.counts, **counts, "trained on": len(train), "validation": len(validation)}
+    print_line(count_line("pairs", all_counts))
+    return {"pad": chat.pad, "template": chat.template, "split": str(split), "counts": all_counts}
+
+
+def _reference(tuning: Tuning, examples: Examples) -> Any:
+    """Summed log-probability of every training answer under the initial model: float64 [answers]. Computed once."""
+    path = tuning.data / REFERENCE_FILE
+    there = [path.exists()]
+    dist.broadcast_object_list(there, src=0)
+    if not there[0]:
+        tuning.load_initial()
+        scores = _score(tuning, list(examples))
+        if dist.get_rank() == 0:
+            scratch = path.with_name(f".{path.name}")
+            with scratch.open("wb") as file:
+                np.save(file, np.array([score.log_probability for score in scores]))
+            scratch.replace(path)
+        tuning.opened.log(
+            f"reference: log-probabilities of {len(examples):,} answers under {tuning.begin.name}, computed once"
+        )
+        dist.barrier()
+    return np.load(path)
+
+
+def _batches(stream: PackedStream, reference: Any, step: int) -> list[dict[str, Any]]:
+    """This rank's micro-batches, with the reference's log-probability of each answer."""
+    rank, size = data_rank()
+    batches = []
+    for items in stream.items(step, rank, size):
+        row = stream.row(items)
+        known = torch.zeros(1, row["segments"].numel(), dtype=torch.float32)
+        known[0, : len(items)] = torch.from_numpy(reference[items]).float()
+        batches.append({**row, "reference": known})
+    return batches
+
+
+def _look(tuning: Tuning, held: Sequence[tuple[Tokens, Tokens]]) -> dict[str, float]:
+    """On held-out pairs: how often the chosen answer has the higher summed log-probability, and its mean."""
+    if not held:
+        return {}
+    scores = [score.log_probability for score in _score(tuning, [answer for pair in held for answer in pair])]
+    chosen, rejected = np.array(scores[0::2]), np.array(scores[1::2])
+    return {
+        "validation/preference_accuracy": float((chosen > rejected).mean()),
+        "validation/chosen_log_probability": float(chosen.mean()),
+    }
+
+
+def _score(tuning: Tuning, answers: Sequence[Tokens]) -> list[loop.Score]:
+    model = tuning.opened.model
+    row = 2 * tuning.training.micro_batch * model.embedding.sequence_length
+    return loop.score_sequences(model, answers, row_tokens=row)
+
+
+def _pairs(examples: Examples) -> list[tuple[Tokens, Tokens]]:
+    return [(examples[2 * index], examples[2 * index + 1]) for index in glance(len(examples) // 2)]
+
+
+def _key_figure(before: dict[str, float], after: dict[str, float]) -> str:
+    if not after:
+        return "aligned; nothing held out for validation"
+    name = "validation/preference_accuracy"
+    return f"validation preference accuracy {before[name]:.3f} -> {after[name]:.3f}"

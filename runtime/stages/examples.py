@@ -1,0 +1,177 @@
+"""Tokenised examples of a tuning stage on disk, written by one rank and read by all.
+
+`work/<stage>/data/<split>/` holds arrays: `tokens.npy` and `counts.npy` (1: the token is a target of the loss) of all
+sequences end to end, `ends.npy` (where each sequence ends), and for training the packs: `items.npy` (sequences, pack after
+pack) and `pack_ends.npy`. They are mapped, not read: a rank holds what it trains on.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+
+from trainwright.runtime.errors import RunError
+from trainwright.runtime.megatron.packing import Sequence as Tokens
+from trainwright.runtime.megatron.packing import packed_row
+from trainwright.runtime.workspace import write_json
+
+PREPARED = "prepared.json"
+
+
+class Examples:
+    """The sequences of one split, by number, and their packs."""
+
+    def __init__(self, folder: Path) -> None:
+        self._tokens, self._counts, self._ends = (_map(folder, name) for name in ("tokens", "counts", "ends"))
+        self._items, self._pack_ends = (_map(folder, name) for name in ("items", "pack_ends"))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> Tokens:
+        begin, end = _span(self._ends, index)
+        return Tokens(tuple(self._tokens[begin:end].tolist()), tuple(self._counts[begin:end].tolist()))
+
+    def __iter__(self) -> Iterator[Tokens]:
+        return (self[index] for index in range(len(self)))
+
+    @property
+    def num_packs(self) -> int:
+        return len(self._pack_ends)
+
+    def pack(self, index: int) -> list[int]:
+        """Numbers of the sequences in a pack."""
+        begin, end = _span(self._pack_ends, index)
+        items: list[int] = self._items[begin:end].tolist()
+        return items
+
+
+def write_examples(folder: Path, sequences: Sequence[Tokens], packs: Sequence[Sequence[int]]) -> None:
+    """Write what `Examples` reads."""
+    folder.mkdir(parents=True)
+    arrays: dict[str, Any] = {
+        "tokens": np.fromiter((token for item in sequences for token in item.tokens), np.int32),
+        "counts": np.fromiter((count for item in sequences for count in item.counts), np.int8),
+        "ends": np.cumsum([len(item.tokens) for item in sequences], dtype=np.int64),
+        "items": np.fromiter((item for pack in packs for item in pack), np.int64),
+        "pack_ends": np.cumsum([len(pack) for pack in packs], dtype=np.int64),
+    }
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+
+
+def prepare(folder: Path, wanted: str, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """Have rank 0 `make` the examples in a new folder, unless those for `wanted` (what they depend on) are there; its facts.
+
+    All ranks call it together, and all raise what rank 0 raised. Killed half-way, it leaves nothing that counts.
+    """
+    box: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            box[0] = _facts(folder, wanted) or _make(folder, wanted, make)
+        except RunError as error:
+            box[0] = error
+    dist.broadcast_object_list(box, src=0)
+    if isinstance(box[0], RunError):
+        raise box[0]
+    facts: dict[str, Any] = box[0]
+    return facts
+
+
+def content_id(folder: Path) -> str:
+    """16 hex digits of the prepared examples, on rank 0 (the one that compares); "" elsewhere."""
+    if dist.get_rank() != 0:
+        return ""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.npy")):
+        digest.update(path.relative_to(folder).as_posix().encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class PackedStream:
+    """Training batches: every epoch all packs once, in an order that depends on the seed and not on the layout."""
+
+    examples: Examples
+    pack_length: int  # tokens
+    epochs: int
+    global_batch: int  # packs
+    micro_batch: int  # packs
+    pad: int
+    seed: int
+
+    @property
+    def steps(self) -> int:
+        """The last step may hold fewer packs than the others: no example is left out."""
+        return -(-self.examples.num_packs * self.epochs // self.global_batch)
+
+    def packs(self, step: int) -> list[int]:
+        """The packs of a step (from 0); -1 fills up the last."""
+        count = self.examples.num_packs
+        numbers = range(step * self.global_batch, (step + 1) * self.global_batch)
+        orders: dict[int, Any] = {}
+        chosen = []
+        for number in numbers:
+            epoch, place = divmod(number, count)
+            if epoch >= self.epochs:
+                chosen.append(-1)
+                continue
+            if epoch not in orders:
+                orders[epoch] = np.random.default_rng([self.seed, epoch]).permutation(count)
+            chosen.append(int(orders[epoch][place]))
+        return chosen
+
+    def items(self, step: int, rank: int, size: int) -> list[list[int]]:
+        """The sequences of each micro-batch of data-parallel rank `rank` of `size`.
+
+        Micro-batch i of all ranks together is a contiguous part of the global batch, as in pretraining.
+        """
+        packs, share = self.packs(step), self.micro_batch * size
+        result = []
+        for begin in range(0, self.global_batch, share):
+            mine = packs[begin + rank * self.micro_batch : begin + (rank + 1) * self.micro_batch]
+            result.append([item for pack in mine if pack >= 0 for item in self.examples.pack(pack)])
+        return result
+
+    def row(self, items: Sequence[int]) -> dict[str, Any]:
+        """A micro-batch: one row of `micro_batch` packs."""
+        length = self.micro_batch * self.pack_length
+        row: dict[str, Any] = packed_row([self.examples[item] for item in items], length, self.pad)
+        return row
+
+    def batches(self, step: int, rank: int, size: int) -> list[dict[str, Any]]:
+        """This rank's micro-batches of a step."""
+        return [self.row(items) for items in self.items(step, rank, size)]
+
+
+def _facts(folder: Path, wanted: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads((folder / PREPARED).read_text(encoding="utf-8"))
+        facts: dict[str, Any] = found["facts"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return facts if found["wanted"] == wanted else None
+
+
+def _make(folder: Path, wanted: str, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    facts = make(folder)
+    write_json(folder / PREPARED, {"wanted": wanted, "facts": facts})
+    return facts
+
+
+def _map(folder: Path, name: str) -> Any:
+    return np.load(folder / f"{name}.npy", mmap_mode="r")
+
+
+def _span(ends: Any, index: int) -> tuple[int, int]:
+    return int(ends[index - 1]) if index else 0, int(ends[index])

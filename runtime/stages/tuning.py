@@ -1,0 +1,159 @@
+"""What the stages that go on from a trained model share: where it is, what it is tuned on, and its figures before and after."""
+
+import dataclasses
+import glob
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from trainwright.runtime.errors import Unsupported
+from trainwright.runtime.megatron.checkpoint import IDENTITY, Identity, ModelFiles, files_of, find_model, load_weights
+from trainwright.runtime.megatron.model import Embedding
+from trainwright.runtime.megatron.parallel import Parallel
+from trainwright.runtime.megatron.schedule import Schedule
+from trainwright.runtime.stages.examples import content_id, prepare
+from trainwright.runtime.stages.split import SPLIT_FILE, SplitRule
+from trainwright.runtime.stages.training import Checkpoint, Opened, Session, open_model, resume
+from trainwright.runtime.workspace import StageFolder, Workspace, write_json
+
+MOST_LOOKED_AT = 1000  # held-out examples, each time: a glance, the evaluation stage measures all
+LOOKS = 4  # at held-out examples in a stage
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long and in which batches. Rows are `sequence_length` tokens long, and hold as many examples as fit."""
+
+    epochs: int
+    global_batch: int  # rows a step
+    micro_batch: int  # rows
+    schedule: str  # "cosine" | "constant"
+    warmup: float  # fraction of the steps
+
+    def over(self, steps: int) -> Schedule:
+        """The schedule of a run of `steps` steps, which follow from the data."""
+        return Schedule(self.schedule, steps, min(round(self.warmup * steps), steps - 1))
+
+
+@dataclass(frozen=True)
+class Held:
+    """The shares that are held out where the model brings no split of its own."""
+
+    validation: float
+    test: float
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """A tuning stage whose processes are joined and whose model is built, with random weights still."""
+
+    workspace: Workspace
+    folder: StageFolder
+    begin: Path  # the checkpoint that it starts from
+    given: ModelFiles
+    opened: Opened
+    training: Training
+    seed: int
+
+    @property
+    def data(self) -> Path:
+        """The prepared examples."""
+        return self.folder.path / "data"
+
+    def prepare(self, settings: object, pattern: str, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+        """`examples.prepare` of what depends on the initial model, `settings` and the user's files that `pattern` names."""
+        root = self.workspace.data_root
+        files = sorted(root / name for name in glob.glob(pattern, root_dir=root, recursive=True)) if pattern else []
+        stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        wanted = json.dumps([str(self.begin), dataclasses.asdict(settings), stats, self.seed])  # type: ignore[call-overload]
+        return prepare(self.data, wanted, make)
+
+    def load_initial(self) -> None:
+        """The initial model's weights. Raises CheckpointError where it is another model."""
+        load_weights(self.opened.model, self.begin)
+
+    def resume(self, run_id: str, files: ModelFiles, checkpoint: Checkpoint) -> Session:
+        """Go on from this stage's own newest checkpoint; without one, start from the initial model's weights."""
+        begin = hashlib.sha256((self.begin / IDENTITY).read_bytes()).hexdigest()[:16]
+        identity = Identity(run_id, f"{content_id(self.data)} from {begin}")
+        session = resume(self.opened, self.folder, identity, files, checkpoint)
+        if session.found is None:
+            self.load_initial()
+            self.opened.log(f"starts from {self.begin.parent.parent.name}/{self.begin.parent.name}/{self.begin.name}")
+        return session
+
+    def before(self, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """What `measure` says of the initial model, measured once: by a resumed run it is read."""
+        path = self.data / "before.json"
+        box: list[Any] = [None]
+        if dist.get_rank() == 0 and path.exists():
+            box[0] = json.loads(path.read_text(encoding="utf-8"))
+        dist.broadcast_object_list(box, src=0)
+        if box[0] is None:
+            box[0] = measure()
+            if dist.get_rank() == 0:
+                write_json(path, box[0])
+        figures: dict[str, float] = box[0]
+        return figures
+
+
+def open_tuning(
+    stage: str,
+    workspace: Workspace,
+    *,
+    initial: str,
+    seed: int,
+    parallel: Parallel,
+    model: Any,
+    ddp: Any,
+    optimizer: Any,
+    layer_spec: str,
+    embedding: Embedding,
+    training: Training,
+) -> Tuning:
+    """Find the model of `initial` and open the stage. Raises CheckpointError, Unsupported."""
+    begin = find_model(workspace, initial)
+    share = training.micro_batch * parallel.data
+    if training.epochs < 1 or training.global_batch % share:
+        raise Unsupported(
+            f"global_batch {training.global_batch} is not a multiple of micro_batch {training.micro_batch} x data "
+            f"{parallel.data} = {share}, or epochs {training.epochs} is below 1"
+        )
+    opened = open_model(
+        parallel=parallel,
+        seed=seed,
+        model=model,
+        ddp=ddp,
+        optimizer=optimizer,
+        layer_spec=layer_spec,
+        embedding=embedding,
+    )
+    return Tuning(workspace, workspace.stage(stage), begin, files_of(begin), opened, training, seed)
+
+
+def split_rule(tuning: Tuning, held: Held, folder: Path) -> tuple[SplitRule, Path]:
+    """The split that the model was pretrained with; else one by the stated shares, written to `folder`. Rank 0."""
+    if tuning.given.split is not None:
+        return SplitRule.read(tuning.given.split), tuning.given.split
+    rule, path = SplitRule(tuning.seed, held.validation, held.test, groups={}), folder / SPLIT_FILE
+    rule.write(path)
+    return rule, path
+
+
+def glance(count: int) -> list[int]:
+    """Numbers of MOST_LOOKED_AT of `count` examples at equal distances, or of all."""
+    looked_at = min(MOST_LOOKED_AT, count)
+    return [index * count // looked_at for index in range(looked_at)]
+
+
+def count_line(name: str, counts: dict[str, Any]) -> str:
+    """Counts of records as one line of a log."""
+    listed = ", ".join(
+        f"{value:,} {key}" if isinstance(value, int) else f"{key} {value}" for key, value in counts.items()
+    )
+    return f"{name}: {listed}"
