@@ -1,11 +1,12 @@
 """What a spec says twice, or in two ways: rules over several of its fields, before any fact is looked up."""
 
-from trainwright.compiler.spec import STAGE_KINDS, DataSpec, Spec
+from trainwright.compiler.spec import DataSpec, Spec
+from trainwright.compiler.stage_rules import find_stage_contradictions
 
 
 def find_contradictions(spec: Spec) -> list[tuple[str, str]]:
     """(path, what is wrong and the fix) of every pair of fields that do not go together."""
-    return [*_model_contradictions(spec), *_data_contradictions(spec.data), *_stage_contradictions(spec)]
+    return [*_model_contradictions(spec), *_data_contradictions(spec.data), *find_stage_contradictions(spec)]
 
 
 def _model_contradictions(spec: Spec) -> list[tuple[str, str]]:
@@ -62,35 +63,6 @@ def _data_contradictions(data: DataSpec) -> list[tuple[str, str]]:
             (
                 "data.sources",
                 f"{', '.join(bare)} without a weight beside others with one; give all of them a weight, or none",
-            )
-        )
-    return found
-
-
-def _stage_contradictions(spec: Spec) -> list[tuple[str, str]]:
-    found = []
-    pretrains = []
-    for name, stage in spec.stages.items():
-        path = f"stages.{name}"
-        kind = stage.kind or name
-        if kind not in STAGE_KINDS:
-            kinds = ", ".join(STAGE_KINDS)
-            found.append(
-                (path, f"there is no stage kind {name}; add kind: with one of {kinds}, or rename the instance")
-            )
-        elif name in STAGE_KINDS and kind != name:
-            found.append((path, f"{name} is the name of another kind than {kind}; rename the instance"))
-        if stage.baseline is not None and kind != "pretrain":
-            found.append(
-                (f"{path}.baseline", f"only a pretrain stage has a baseline, and {name} is of kind {kind}; remove it")
-            )
-        if kind == "pretrain":
-            pretrains.append(name)
-    if len(pretrains) > 1:
-        found.append(
-            (
-                f"stages.{pretrains[1]}",
-                f"{' and '.join(pretrains)} are both of kind pretrain, and a plan trains one model; keep one",
             )
         )
     return found

@@ -4,9 +4,10 @@ import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from trainwright.compiler.document import Document, join, load_document
 from trainwright.compiler.errors import SpecError
@@ -54,12 +55,17 @@ def _problem(raw: Mapping[str, Any], document: Document) -> _Problem:
         held = _description(parts)
         return _Problem(place, f"{path}: is missing; add it: {held}")
     if raw["loc"][-1:] == ("[key]",):
-        return _Problem(
-            place,
-            f"{path}: a stage's name starts with a small letter and holds a-z, 0-9, - and _, 32 at most; rename it",
-        )
+        return _Problem(place, f"{path}: {_KEY_RULES[str(parts[-2])]}")
     meaning = _description(parts) if raw["type"] != "value_error" else ""  # a refused quantity lists what is accepted
     return _Problem(place, f"{path}: {_complaint(raw)}" + (f" ({meaning})" if meaning else ""))
+
+
+# What the keys of a mapping by names must look like.
+_KEY_RULES = {
+    "stages": "a stage's name starts with a small letter and holds a-z, 0-9, - and _, 32 at most; rename it",
+    "tasks": "a task's name holds letters, digits, . - and _, starting with a letter or digit, 64 at most; rename it",
+    "gates": "no metric has such a name; it is a word, or one with the name of what is measured, as accuracy/<task>",
+}
 
 
 def _complaint(raw: Mapping[str, Any]) -> str:
@@ -121,7 +127,7 @@ def _suggestion(parts: tuple[str | int, ...]) -> str:
     """The key of the same section that is nearest; else where the key belongs; else the section's keys."""
     *around, wrong = parts
     model = _model_at(tuple(around))
-    names = list(model.model_fields) if model is not None else []
+    names = list(_fields(model)) if model is not None else []
     near = difflib.get_close_matches(str(wrong), names, n=1, cutoff=0.65)
     if near:
         return f"; did you mean {near[0]}?"
@@ -131,24 +137,27 @@ def _suggestion(parts: tuple[str | int, ...]) -> str:
     return f"; {join(around) or 'a spec'} holds {', '.join(names)}"
 
 
+def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """A section's fields by key, as a spec spells it."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
+
+
 def _model_at(parts: tuple[str | int, ...]) -> type[BaseModel] | None:
     """The model that validates what stands at `parts`; None where that is no section."""
     model: type[BaseModel] = Spec
+    named = False  # whether the next part is a name that the user chose: of a stage, of a task
     for part in parts:
         if isinstance(part, int):
             continue
-        if part in model.model_fields:
-            inner = _section(model.model_fields[part].annotation)
-            if inner is None:
-                return None
-            model = inner
-        elif model is not Spec and not _is_stage(model):
+        if named:
+            named = False
+            continue
+        field = _fields(model).get(part)
+        inner = _section(field.annotation) if field is not None else None
+        if field is None or inner is None:
             return None
-    return model
-
-
-def _is_stage(model: type[BaseModel]) -> bool:
-    return "kind" in model.model_fields
+        model, named = inner, _by_name(field.annotation)
+    return None if named else model
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
@@ -158,12 +167,17 @@ def _section(annotation: Any) -> type[BaseModel] | None:
     return next((found for inner in get_args(annotation) if (found := _section(inner)) is not None), None)
 
 
+def _by_name(annotation: Any) -> bool:
+    """Whether a field's type is a mapping by names, optional or not."""
+    return get_origin(annotation) is dict or any(_by_name(inner) for inner in get_args(annotation))
+
+
 def _paths(model: type[BaseModel], prefix: str) -> Iterator[str]:
-    for name, field in model.model_fields.items():
+    for name, field in _fields(model).items():
         yield f"{prefix}{name}"
         inner = _section(field.annotation)
         if inner is not None:
-            middle = {"sources": "[0].", "stages": ".<name>."}.get(name, ".")
+            middle = ".<name>." if _by_name(field.annotation) else "[0]." if name == "sources" else "."
             yield from _paths(inner, f"{prefix}{name}{middle}")
 
 
@@ -171,5 +185,5 @@ def _description(parts: tuple[str | int, ...]) -> str:
     """What the field at `parts` holds; "" where nothing does."""
     words = [part for part in parts if isinstance(part, str)]
     model = _model_at(tuple(words[:-1])) if words else None
-    field = model.model_fields.get(words[-1]) if model is not None else None
+    field = _fields(model).get(words[-1]) if model is not None else None
     return (field.description or "") if field is not None else ""

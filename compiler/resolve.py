@@ -3,11 +3,10 @@
 Fields that contradict each other are refused here, all of them in one message.
 """
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePath
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from trainwright.compiler.contradictions import find_contradictions
 from trainwright.compiler.document import Document
@@ -16,41 +15,10 @@ from trainwright.compiler.estimate.params import count_parameters
 from trainwright.compiler.facts import Device, Family, find_device, find_family
 from trainwright.compiler.load import LoadedSpec
 from trainwright.compiler.plan import Source
+from trainwright.compiler.ranges import Choice, Range, list_divisors, open_choice, open_range
+from trainwright.compiler.resolve_stages import ResolvedStages, resolve_stages
 from trainwright.compiler.spec import DataSpec, ModelSpec, Spec
 from trainwright.compiler.units import Quantity, format_quantity
-
-T = TypeVar("T", str, int)
-
-
-@dataclass(frozen=True)
-class Choice(Generic[T]):
-    """Candidates, never none. Pinned: one."""
-
-    values: tuple[T, ...]
-
-    @property
-    def pinned(self) -> bool:
-        return len(self.values) == 1
-
-    def pick(self, preferred: T) -> T:
-        """`preferred` where it is a candidate, else the first."""
-        return preferred if preferred in self.values else self.values[0]
-
-
-@dataclass(frozen=True)
-class Range:
-    """low <= value <= high. Pinned: low == high."""
-
-    low: float
-    high: float
-
-    @property
-    def pinned(self) -> bool:
-        return self.low == self.high
-
-    def clip(self, value: float) -> float:
-        """The nearest value of the range: a pin wins over any figure of the planner's."""
-        return min(max(value, self.low), self.high)
 
 
 @dataclass(frozen=True)
@@ -134,26 +102,10 @@ class ResolvedSpec:
     training: ResolvedTraining
     compute: ResolvedCompute
     layout: ResolvedLayout
-    stages: tuple[tuple[str, str], ...]  # (instance, kind) as written
-    baseline: Choice[str]  # "bigram" | "none"
+    stages: ResolvedStages
     pins: Mapping[str, str]  # spec path -> "tiny.yaml:12" or "--set path=value": what the user wrote and where
 
 
-# What is open: the planner's figure is clipped into these (units as in the spec). Wide enough that no law is cut in earnest.
-_OPEN = {
-    "seed": Range(0, 2**31 - 1),
-    "size": Range(1e4, 1e14),
-    "context_length": Range(16, 1e7),
-    "vocab_size": Range(261, 2e6),
-    "tokens": Range(1e3, 1e16),
-    "held_out": Range(0.001, 0.4),
-    "batch": Range(1, 1e10),
-    "fraction": Range(0, 1),
-    "learning_rate": Range(1e-7, 1.0),
-    "min_learning_rate": Range(0, 1.0),
-    "positive": Range(1e-30, 1e6),
-    "not_negative": Range(0, 10),
-}
 _RECOMPUTE = ("none", "selective", "full")
 _MOST_PIPELINE_STAGES = 1024
 _LARGEST_MICRO_BATCH = 64  # sequences: beyond it a device is busy already, and activations only grow
@@ -170,11 +122,10 @@ def resolve_spec(loaded: LoadedSpec) -> ResolvedSpec:
     cuda = device.kind == "cuda"
     layer_spec = spec.layout.layer_spec or ("transformer_engine" if cuda else "local")
     price = spec.cluster.price
-    baseline = next((stage.baseline for stage in spec.stages.values() if stage.baseline), None)
     return ResolvedSpec(
         name=spec.name,
         overrides=document.overrides,
-        seed=_range(spec.seed, "seed"),
+        seed=open_range(spec.seed, "seed"),
         model=_model(spec.model, family, _size(spec.model, family, document), cuda),
         data=_data(spec.data),
         training=_training(spec),
@@ -188,17 +139,16 @@ def resolve_spec(loaded: LoadedSpec) -> ResolvedSpec:
         ),
         layout=ResolvedLayout(
             # Beyond a node's fast links tensor parallelism is slower than any other layout.
-            tensor=_choice(
+            tensor=open_choice(
                 spec.layout.tensor, list_divisors(spec.compute.devices_per_node, spec.compute.devices_per_node)
             ),
-            pipeline=_choice(spec.layout.pipeline, list_divisors(devices, _MOST_PIPELINE_STAGES)),
-            data=_choice(spec.layout.data, list_divisors(devices, devices)),
-            micro_batch=_choice(spec.layout.micro_batch, _powers_of_two(_LARGEST_MICRO_BATCH)),
-            recompute=_choice(spec.layout.recompute, _RECOMPUTE),
+            pipeline=open_choice(spec.layout.pipeline, list_divisors(devices, _MOST_PIPELINE_STAGES)),
+            data=open_choice(spec.layout.data, list_divisors(devices, devices)),
+            micro_batch=open_choice(spec.layout.micro_batch, _powers_of_two(_LARGEST_MICRO_BATCH)),
+            recompute=open_choice(spec.layout.recompute, _RECOMPUTE),
             layer_spec=Choice((layer_spec,)),
         ),
-        stages=tuple((name, stage.kind or name) for name, stage in spec.stages.items()),
-        baseline=_choice(baseline, ("none", "bigram")),
+        stages=resolve_stages(spec),
         pins=_pins(document),
     )
 
@@ -222,7 +172,7 @@ def _size(model: ModelSpec, family: Family, document: Document) -> Range:
     """Parameters; of a published size that is named, exactly those that it has here. Raises UnknownNameError."""
     size = model.size
     if not isinstance(size, str):
-        return _range(size, "size")
+        return open_range(size, "size")
     vocab_size = model.vocab_size or family.rules.vocab_size
     context_length = model.context_length or family.rules.context_length
     counts = {
@@ -255,10 +205,10 @@ def _model(model: ModelSpec, family: Family, size: Range, cuda: bool) -> Resolve
         family=family,
         size=size,
         shape=shape,
-        context_length=_range(model.context_length, "context_length"),
+        context_length=open_range(model.context_length, "context_length"),
         # Without CUDA, bf16 saves no time, and fp32 is exact to compare.
-        precision=_choice(model.precision, ("bf16", "fp32") if cuda else ("fp32",)),
-        vocab_size=_range(model.vocab_size, "vocab_size"),
+        precision=open_choice(model.precision, ("bf16", "fp32") if cuda else ("fp32",)),
+        vocab_size=open_range(model.vocab_size, "vocab_size"),
     )
 
 
@@ -270,6 +220,7 @@ def _data(data: DataSpec) -> ResolvedData:
             path=source.path or "",
             connector=source.connector or "",
             weight=source.weight / total if source.weight is not None else 0.0,
+            filters=source.filters or ("code" if source.connector == "python-stdlib:code" else "prose"),
         )
         for source in data.sources
     )
@@ -277,9 +228,9 @@ def _data(data: DataSpec) -> ResolvedData:
         root=data.root or ".",
         sources=sources,
         mixture="weighted" if total else "by_tokens",
-        tokens=_range(data.tokens, "tokens"),
-        validation_fraction=_range(data.validation, "held_out"),
-        test_fraction=_range(data.test, "held_out"),
+        tokens=open_range(data.tokens, "tokens"),
+        validation_fraction=open_range(data.validation, "held_out"),
+        test_fraction=open_range(data.test, "held_out"),
     )
 
 
@@ -287,52 +238,40 @@ def _training(spec: Spec) -> ResolvedTraining:
     given = spec.training
     return ResolvedTraining(
         global_batch_unit=given.global_batch.kind if given.global_batch is not None else "tokens",
-        global_batch=_range(given.global_batch, "batch"),
-        learning_rate=_range(given.learning_rate, "learning_rate"),
-        min_learning_rate=_range(given.min_learning_rate, "min_learning_rate"),
-        schedule=_choice(given.schedule, ("cosine", "constant")),
+        global_batch=open_range(given.global_batch, "batch"),
+        learning_rate=open_range(given.learning_rate, "learning_rate"),
+        min_learning_rate=open_range(given.min_learning_rate, "min_learning_rate"),
+        schedule=open_choice(given.schedule, ("cosine", "constant")),
         warmup_unit=given.warmup.kind if given.warmup is not None else "fraction",
-        warmup=_range(given.warmup, "fraction"),
-        weight_decay=_range(given.weight_decay, "not_negative"),
-        beta1=_range(given.beta1, "fraction"),
-        beta2=_range(given.beta2, "fraction"),
-        epsilon=_range(given.epsilon, "positive"),
-        clip_grad=_range(given.clip_grad, "positive"),
-        init_std=_range(given.init_std, "positive"),
+        warmup=open_range(given.warmup, "fraction"),
+        weight_decay=open_range(given.weight_decay, "not_negative"),
+        beta1=open_range(given.beta1, "fraction"),
+        beta2=open_range(given.beta2, "fraction"),
+        epsilon=open_range(given.epsilon, "positive"),
+        clip_grad=open_range(given.clip_grad, "positive"),
+        init_std=open_range(given.init_std, "positive"),
     )
 
 
 def _pins(document: Document) -> dict[str, str]:
     """Every value that the user wrote. The file by its last name only: where the compiler is started changes no plan."""
+    places = {path: document.where[path] for path in _values(document.data, "") if path in document.where}
     return {
         path: place if place.startswith("--set ") else PurePath(document.file).name + place.removeprefix(document.file)
-        for path, place in document.where.items()
-        if path and _written(document.data, path)
+        for path, place in places.items()
     }
 
 
-def _written(data: Any, path: str) -> bool:
-    """Whether a value, and not a section, a list or nothing, stands at `path`."""
-    for step in path.replace("[", ".[").split("."):
-        data = data[int(step[1:-1])] if step.startswith("[") else data[step]
-    return data is not None and not isinstance(data, dict | list)
-
-
-def _range(pin: Quantity | float | None, open_range: str) -> Range:
-    if pin is None:
-        return _OPEN[open_range]
-    amount = float(pin.amount if isinstance(pin, Quantity) else pin)
-    return Range(amount, amount)
-
-
-def _choice(pin: T | None, free: tuple[T, ...]) -> Choice[T]:
-    return Choice(free if pin is None else (pin,))
-
-
-def list_divisors(number: int, most: int) -> tuple[int, ...]:
-    """The divisors of `number` up to `most`, rising."""
-    low = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
-    return tuple(sorted(divisor for divisor in {*low, *(number // divisor for divisor in low)} if divisor <= most))
+def _values(data: Any, path: str) -> Iterator[str]:
+    """The paths at which a value, and not a section, a list or nothing, stands."""
+    if isinstance(data, dict):
+        for key, item in data.items():
+            yield from _values(item, f"{path}.{key}" if path else key)
+    elif isinstance(data, list):
+        for index, item in enumerate(data):
+            yield from _values(item, f"{path}[{index}]")
+    elif data is not None:
+        yield path
 
 
 def _powers_of_two(most: int) -> tuple[int, ...]:

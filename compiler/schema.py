@@ -62,12 +62,13 @@ def _row(raw: dict[str, Any], schema: dict[str, Any], path: str, required: bool)
     held = _follow(raw, schema)
     meaning = raw.get("description", held.get("description", ""))
     yield path, (_kind(held) + (", required" if required else "")).replace(" | ", " or "), meaning
+    inner = held
     if held.get("type") == "array":
-        yield from _rows(_follow(held["items"], schema), schema, f"{path}[]")
+        inner, path = _follow(held["items"], schema), f"{path}[]"
     elif "patternProperties" in held:
-        yield from _rows(_follow(next(iter(held["patternProperties"].values())), schema), schema, f"{path}.<name>")
-    elif "properties" in held:
-        yield from _rows(held, schema, path)
+        inner, path = _follow(next(iter(held["patternProperties"].values())), schema), f"{path}.<name>"
+    if "properties" in inner:
+        yield from _rows(inner, schema, path)
 
 
 def _follow(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
@@ -83,9 +84,13 @@ def _kind(node: dict[str, Any]) -> str:
     if "enum" in node:
         return " or ".join(f"`{word}`" for word in node["enum"])
     if node.get("type") == "array":
-        return "list"
+        words = node["items"].get("enum")
+        return f"list of {' | '.join(f'`{word}`' for word in words)}" if words else "list"
     if node.get("type") == "object":
-        return "section"
+        values: dict[str, Any] = next(iter(node.get("patternProperties", {}).values()), {})
+        return "section of numbers" if values.get("type") == "number" else "section"
+    if "const" in node:
+        return f"`{node['const']}`"
     if node.get("type") == "string":
         return f"text matching `{node['pattern']}`" if "pattern" in node else "text"
     low = node.get("minimum", node.get("exclusiveMinimum"))

@@ -1,0 +1,147 @@
+"""The stages of a spec with every reference followed and every open question a set or a range."""
+
+from dataclasses import dataclass
+
+from trainwright.compiler.lineage import base_of, kind_of, model_of, origin_of, tuned_on_the_way
+from trainwright.compiler.ranges import Choice, Range, open_choice, open_range
+from trainwright.compiler.spec import TUNING_KINDS, Spec, StageSpec
+
+
+@dataclass(frozen=True)
+class ResolvedStage:
+    """One written instance."""
+
+    name: str
+    kind: str
+    origin: str  # the instance or path that it starts from; "" for a kind that starts from none
+    initial: str  # the model stage or path that this stands for; "" likewise
+    retries: Range
+
+
+@dataclass(frozen=True)
+class ResolvedCuration:
+    near_duplicates: Range
+    scrub: tuple[tuple[str, ...], ...]  # one when pinned, else empty
+
+
+@dataclass(frozen=True)
+class ResolvedTuning:
+    """A stage of kind sft or dpo; what only the other kind has is open."""
+
+    stage: ResolvedStage
+    path: str  # "" with a connector
+    connector: str  # "" with a path
+    too_long: Choice[str]
+    chat_template: str  # "": that of the model, else the default
+    epochs: Range
+    global_batch_unit: str  # "tokens" | "sequences"
+    global_batch: Range  # in that unit
+    learning_rate: Range
+    min_learning_rate: Range
+    schedule: Choice[str]
+    warmup: Range  # fraction of the steps
+    weight_decay: Range
+    beta: Range
+    nll: Range
+
+
+@dataclass(frozen=True)
+class ResolvedTask:
+    name: str
+    path: str  # "" with a connector
+    connector: str  # "" with a path
+    num_fewshot: Range
+
+
+@dataclass(frozen=True)
+class ResolvedEvaluation:
+    """A stage of kind evaluate."""
+
+    stage: ResolvedStage
+    compare: tuple[str, ...]
+    text: bool  # the model was pretrained in this bundle, which has the held-out text
+    conversations: tuple[str, ...]  # stages of kind sft whose held-out records are measured
+    preferences: tuple[str, ...]  # stages of kind dpo, likewise
+    tasks: tuple[ResolvedTask, ...]
+    gates: tuple[tuple[str, float], ...]  # (metric, threshold)
+
+
+@dataclass(frozen=True)
+class ResolvedStages:
+    written: tuple[ResolvedStage, ...]  # in the order of the spec, as the rest
+    curation: ResolvedCuration
+    baseline: Choice[str]  # "bigram" | "none"
+    tunings: tuple[ResolvedTuning, ...]
+    evaluations: tuple[ResolvedEvaluation, ...]
+
+
+def resolve_stages(spec: Spec) -> ResolvedStages:
+    """The stages of a spec without contradictions."""
+    stages = spec.stages
+    written = {name: _stage(spec, name) for name in stages}
+    curate = next((stage for name, stage in stages.items() if kind_of(stages, name) == "curate"), StageSpec())
+    baseline = next((stage.baseline for stage in stages.values() if stage.baseline), None)
+    return ResolvedStages(
+        written=tuple(written.values()),
+        curation=ResolvedCuration(
+            near_duplicates=open_range(curate.near_duplicates, "fraction"),
+            scrub=() if curate.scrub is None else (curate.scrub,),
+        ),
+        baseline=open_choice(baseline, ("none", "bigram")),
+        tunings=tuple(_tuning(stages[s.name], s) for s in written.values() if s.kind in TUNING_KINDS),
+        evaluations=tuple(_evaluation(spec, s) for s in written.values() if s.kind == "evaluate"),
+    )
+
+
+def _stage(spec: Spec, name: str) -> ResolvedStage:
+    origin = origin_of(spec.stages, name)
+    return ResolvedStage(
+        name=name,
+        kind=kind_of(spec.stages, name),
+        origin=origin,
+        initial=model_of(spec.stages, origin),
+        retries=open_range(spec.stages[name].retries, "retries"),
+    )
+
+
+def _tuning(given: StageSpec, stage: ResolvedStage) -> ResolvedTuning:
+    batch = given.global_batch
+    return ResolvedTuning(
+        stage=stage,
+        path=given.data or "",
+        connector=given.connector or "",
+        too_long=open_choice(given.too_long, ("truncate", "drop")),
+        chat_template=given.chat_template or "",
+        epochs=open_range(given.epochs, "epochs"),
+        global_batch_unit=batch.kind if batch is not None else "sequences",
+        global_batch=open_range(batch, "batch"),
+        learning_rate=open_range(given.learning_rate, "learning_rate"),
+        min_learning_rate=open_range(given.min_learning_rate, "min_learning_rate"),
+        schedule=open_choice(given.schedule, ("cosine", "constant")),
+        warmup=open_range(given.warmup, "fraction"),
+        weight_decay=open_range(given.weight_decay, "not_negative"),
+        beta=open_range(given.beta, "positive"),
+        nll=open_range(given.nll, "not_negative"),
+    )
+
+
+def _evaluation(spec: Spec, stage: ResolvedStage) -> ResolvedEvaluation:
+    stages, given = spec.stages, spec.stages[stage.name]
+    models = (stage.name, *(given.compare or ()))
+    return ResolvedEvaluation(
+        stage=stage,
+        compare=given.compare or (),
+        text=base_of(stages, stage.name) in stages,
+        conversations=tuned_on_the_way(stages, models, "sft"),
+        preferences=tuned_on_the_way(stages, models, "dpo"),
+        tasks=tuple(
+            ResolvedTask(
+                name=name,
+                path=task.data or "",
+                connector=task.connector or "",
+                num_fewshot=open_range(task.num_fewshot, "num_fewshot"),
+            )
+            for name, task in (given.tasks or {}).items()
+        ),
+        gates=tuple((given.gates or {}).items()),
+    )

@@ -1,0 +1,191 @@
+"""What stage instances of a spec say in two ways, or about what is not there: kinds, fields, `from`, records, gates."""
+
+import difflib
+from collections.abc import Iterable, Iterator
+
+from trainwright.compiler.lineage import (
+    Stages,
+    base_of,
+    is_path,
+    kind_of,
+    lineage_of,
+    model_of,
+    origin_of,
+    tuned_on_the_way,
+)
+from trainwright.compiler.metrics import list_metrics, range_of
+from trainwright.compiler.spec import (
+    MODEL_KINDS,
+    SINGLE_KINDS,
+    STAGE_KINDS,
+    STARTING_KINDS,
+    TUNING_KINDS,
+    Spec,
+    StageSpec,
+    TaskSpec,
+    key_of,
+    kinds_with,
+)
+
+Found = Iterator[tuple[str, str]]  # (path, what is wrong and the fix)
+_CONNECTOR_OF = {"sft": "python-stdlib:questions", "dpo": "python-stdlib:preferences"}
+_TOO_LONG_OF = {"sft": ("truncate", "drop", "split"), "dpo": ("truncate", "drop")}
+
+
+def find_stage_contradictions(spec: Spec) -> Found:
+    """Every stage instance that does not go together with itself or with the others."""
+    stages = spec.stages
+    yield from _kinds(stages)
+    if any(kind_of(stages, name) not in STAGE_KINDS for name in stages):
+        return  # what the other rules would say of such a stage is wrong
+    for name, stage in stages.items():
+        kind = kind_of(stages, name)
+        yield from _foreign_fields(name, kind, stage)
+        if kind in STARTING_KINDS:
+            yield from _origin(stages, name)
+        if kind in TUNING_KINDS:
+            yield from _records(name, kind, stage)
+            yield from _rates(name, stage)
+        if kind == "evaluate":
+            yield from _compare(stages, name)
+            for task, given in (stage.tasks or {}).items():
+                yield from _one_of_two(f"stages.{name}.tasks.{task}", f"a task ({task})", given)
+            yield from _gates(spec, name)
+    yield from _one_of_each(stages)
+
+
+def _kinds(stages: Stages) -> Found:
+    for name in stages:
+        kind = kind_of(stages, name)
+        if kind not in STAGE_KINDS:
+            kinds = ", ".join(STAGE_KINDS)
+            fix = f"add kind: with one of {kinds}, or rename the instance"
+            yield f"stages.{name}", f"there is no stage kind {name}{_meant(name, STAGE_KINDS)}; {fix}"
+        elif name in STAGE_KINDS and kind != name:
+            yield f"stages.{name}", f"{name} is the name of another kind than {kind}; rename the instance"
+
+
+def _foreign_fields(name: str, kind: str, stage: StageSpec) -> Found:
+    for field in StageSpec.model_fields:
+        kinds = kinds_with(field)
+        if getattr(stage, field) is not None and kind not in kinds:
+            key = key_of(field)
+            have = f"only a stage of kind {_or(kinds)} has {key}"
+            yield f"stages.{name}.{key}", f"{have}, and {name} is of kind {kind}; remove it"
+
+
+def _origin(stages: Stages, name: str) -> Found:
+    """`from` leads to a model, and not back to where it began."""
+    path, origin = f"stages.{name}.from", origin_of(stages, name)
+    models = [other for other in stages if other != name and _leads_to_model(stages, other)]
+    known = f"take {_or(models)}, or" if models else "add pretrain: {}, or"
+    fix = f'{known} a path to a checkpoint, which holds a "/"'
+    if not origin:
+        yield path, f"there is no stage with a model above {name} to start from; {fix}"
+    elif is_path(origin):
+        return
+    elif origin not in stages:
+        yield path, f"there is no stage {origin}{_meant(origin, models)}; {fix}"
+    elif kind_of(stages, origin) not in (*MODEL_KINDS, "evaluate"):
+        yield path, f"{origin} is of kind {kind_of(stages, origin)}, which yields no model; {fix}"
+    elif origin_of(stages, (line := lineage_of(stages, name))[-1]) == name:
+        circle = " from ".join((*line, name))
+        yield path, f"{circle} is a circle; one of them must start from pretrain, or from a path to a checkpoint"
+
+
+def _leads_to_model(stages: Stages, name: str) -> bool:
+    return kind_of(stages, name) in (*MODEL_KINDS, "evaluate")
+
+
+def _records(name: str, kind: str, stage: StageSpec) -> Found:
+    path, connector = f"stages.{name}", stage.connector
+    yield from _one_of_two(path, f"a stage of kind {kind} ({name})", stage)
+    if connector is not None and connector != _CONNECTOR_OF[kind]:
+        other = next(other for other, made in _CONNECTOR_OF.items() if made == connector)
+        text = f"{connector} makes records for {other}; for {kind} it is {_CONNECTOR_OF[kind]}"
+        yield f"{path}.connector", text
+    if stage.too_long is not None and stage.too_long not in _TOO_LONG_OF[kind]:
+        text = f"a pair of answers cannot be split as a conversation can; take {_or(_TOO_LONG_OF[kind])}"
+        yield f"{path}.too_long", text
+
+
+def _one_of_two(path: str, whose: str, given: StageSpec | TaskSpec) -> Found:
+    if (given.data is None) == (given.connector is None):
+        both = "data and connector are both there" if given.data else "neither data nor connector is there"
+        yield path, f"{both}; {whose} has exactly one of them"
+
+
+def _rates(name: str, stage: StageSpec) -> Found:
+    low, high = stage.min_learning_rate, stage.learning_rate
+    if low is not None and high is not None and low > high:
+        yield f"stages.{name}.min_learning_rate", f"{low:g} is above learning_rate {high:g}; lower it"
+
+
+def _compare(stages: Stages, name: str) -> Found:
+    """Models of `compare` are others than the evaluated one, and answer the same items in the same tokens."""
+    evaluated, base = model_of(stages, name), base_of(stages, name)
+    compared = stages[name].compare or ()
+    models = [other for other in stages if kind_of(stages, other) in MODEL_KINDS and other != evaluated]
+    take = f"take {_or(models)}" if models else "remove it"
+    for index, other in enumerate(compared):
+        path = f"stages.{name}.compare[{index}]"
+        if other in compared[:index]:
+            yield path, f"{other} stands there twice; keep one"
+        elif other == evaluated:
+            yield path, f"{other} is the model that {name} evaluates; {take}"
+        elif not is_path(other) and other not in stages:
+            yield path, f"there is no stage {other}{_meant(other, models)}; {take}"
+        elif not is_path(other) and kind_of(stages, other) not in MODEL_KINDS:
+            yield path, f"{other} is of kind {kind_of(stages, other)}, which yields no model; {take}"
+        elif base and base_of(stages, other) not in ("", base):
+            text = f"{other} comes from {base_of(stages, other)}, and {evaluated} from {base}"
+            yield path, f"{text}: their tokens and their split may differ; compare models that come from {base}"
+
+
+def _gates(spec: Spec, name: str) -> Found:
+    stage = spec.stages[name]
+    if not stage.gates or not base_of(spec.stages, name):
+        return
+    metrics = metrics_of(spec, name)
+    for metric, threshold in stage.gates.items():
+        path = f"stages.{name}.gates.{metric}"
+        if metric not in metrics:
+            known = ", ".join(metrics) or "nothing: it has no tasks, and no records or text of this bundle"
+            yield path, f"{name} measures no {metric}{_meant(metric, metrics)}; it measures {known}"
+            continue
+        low, high = range_of(metric)
+        if not low <= threshold <= high:
+            yield path, f"{threshold:g} is out of range: {metric} is between {low:g} and {high:g}"
+
+
+def metrics_of(spec: Spec, name: str) -> tuple[str, ...]:
+    """What an evaluate stage measures: text where the model comes from this bundle, the records of the tuning stages that
+    its models have passed, and its tasks."""
+    stages = spec.stages
+    models = (name, *(stages[name].compare or ()))
+    in_bundle = base_of(stages, name) in stages
+    return list_metrics(
+        sources=[source.name for source in spec.data.sources] if in_bundle else (),
+        conversations=tuned_on_the_way(stages, models, "sft"),
+        preferences={dpo: stages[dpo].connector or "" for dpo in tuned_on_the_way(stages, models, "dpo")},
+        tasks=tuple(stages[name].tasks or ()),
+    )
+
+
+def _one_of_each(stages: Stages) -> Found:
+    """The kinds that make the pretrained model are once in a plan: others read "the" tokenizer, "the" corpus."""
+    for kind in SINGLE_KINDS:
+        names = [name for name in stages if kind_of(stages, name) == kind]
+        if len(names) > 1:
+            text = f"{' and '.join(names)} are both of kind {kind}, and a plan pretrains one model; keep one"
+            yield f"stages.{names[1]}", text
+
+
+def _or(words: Iterable[str]) -> str:
+    *most, last = words
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _meant(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
