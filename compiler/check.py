@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainwright.compiler.estimate.layouts import Bools, Layouts, one_layout
-from trainwright.compiler.plan import Layout, Plan, Shape, decided_leaves
+from trainwright.compiler.metrics import list_metrics
+from trainwright.compiler.plan import Dpo, Layout, Plan, Sft, Shape, decided_leaves
 
 
 @dataclass(frozen=True)
@@ -203,5 +204,43 @@ def _whole_plan(plan: Plan) -> list[str]:
         problems.append(
             f"min_learning_rate: {training.min_learning_rate} must be between 0 and learning_rate {training.learning_rate}"
         )
+    problems += _tuning(plan) + _gates(plan)
     problems += [f"reasons: {path} has none" for path, _ in decided_leaves(plan) if path not in plan.reasons]
+    return problems
+
+
+def _tuning(plan: Plan) -> list[str]:
+    problems, data = [], plan.layout.data
+    tuned: tuple[Sft | Dpo, ...] = (*plan.sft, *plan.dpo)
+    for stage in tuned:
+        given = stage.training
+        if given.global_batch % (given.micro_batch * data):
+            rows = given.global_batch / (given.micro_batch * data)
+            problems.append(
+                f"{stage.stage}: global_batch {given.global_batch} / (micro_batch {given.micro_batch} x data {data}) = "
+                f"{rows:.4g} micro-batches: they must be whole"
+            )
+        if not 0 <= given.min_learning_rate <= given.learning_rate:
+            problems.append(
+                f"{stage.stage}: min_learning_rate {given.min_learning_rate} must be between 0 and learning_rate "
+                f"{given.learning_rate}"
+            )
+    return problems
+
+
+def _gates(plan: Plan) -> list[str]:
+    """Every gate is about a metric that its stage measures."""
+    problems = []
+    for stage in plan.evaluate:
+        metrics = list_metrics(
+            sources=[source.name for source in plan.data.sources] if stage.text else (),
+            conversations=[records.name for records in stage.conversations],
+            preferences={records.name: records.connector for records in stage.preferences},
+            tasks=[task.name for task in stage.tasks],
+        )
+        problems += [
+            f"{stage.stage}: the gate {gate.metric} is about none of {', '.join(metrics)}"
+            for gate in stage.gates
+            if gate.metric not in metrics
+        ]
     return problems

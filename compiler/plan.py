@@ -1,9 +1,9 @@
 """The Plan: every decision made, and why. Frozen dataclasses of the standard library; total; JSON round-trips.
 
-Five parts: *what is trained* (`shape`, `data`, `training`), *how* (`evaluation`, `stages`, `layout`, `kernels`), *where*
-(`cluster`), `reasons`, and `estimates`. Two identities rest on the canonical JSON below: `run_id` hashes the first part alone,
-so another layout or cluster may resume its checkpoints; a program's identity is its code
-(`runtime.manifest.program_identity`).
+Five parts: *what is trained* (`shape`, `data`, `training`, and from it `sft`, `dpo`), *how* (`validation`, `stages`, `evaluate`,
+`export`, `layout`, `kernels`), *where* (`cluster`), `reasons`, and `estimates`. Two identities rest on the canonical JSON below:
+`run_id` hashes what is pretrained alone, and each tuning stage has one that hashes what it is tuned from and how, so another
+layout or cluster may resume their checkpoints; a program's identity is its code (`runtime.manifest.program_identity`).
 
 Absence is never `None`: an empty tuple, an empty string or a word such as "none" says it.
 """
@@ -16,7 +16,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# The parts of a plan whose leaves have reasons.
+DECIDED = (
+    *("shape", "data", "training", "validation"),
+    *("stages", "sft", "dpo", "evaluate", "export"),
+    *("layout", "kernels", "cluster"),
+)
 REASON_KINDS = ("pinned", "fact", "law", "search", "derived", "default")
 
 
@@ -63,6 +69,18 @@ class Source:
     path: str  # "" with a connector
     connector: str  # "" with a path; "python-stdlib:code", "python-stdlib:prose"
     weight: float  # share of the training tokens; 0.0 everywhere when the mixture is "by_tokens"
+    filters: str  # heuristics that drop documents: "prose" | "code" | "none"
+
+
+@dataclass(frozen=True)
+class Curation:
+    """How ingested documents become those that are trained on."""
+
+    exact_duplicates: bool  # dropped, within a source and across them
+    near_duplicates: float  # Jaccard similarity of word shingles from which a document is dropped; 0.0: none is
+    permutations: int  # of a MinHash signature
+    shingle_words: int  # words a shingle
+    scrub: tuple[str, ...]  # of "email", "ip", "card", "iban"
 
 
 @dataclass(frozen=True)
@@ -70,6 +88,7 @@ class Data:
     root: str  # as written; "." where absent
     sources: tuple[Source, ...]
     mixture: str  # "weighted" | "by_tokens" (each source in proportion to its tokens)
+    curation: Curation
     budget_tokens: int  # tokens to train on (steps x tokens a step is this, rounded to whole steps)
     validation_fraction: float  # of each source's bytes, in whole groups of documents
     test_fraction: float  # likewise
@@ -98,8 +117,8 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """How the training is looked at: none of it changes what is trained."""
+class Validation:
+    """How the pretraining is looked at: none of it changes what is trained."""
 
     every_steps: int
     sequences: int  # of each source, each time
@@ -114,7 +133,98 @@ class StagePlan:
     name: str
     kind: str
     implied: bool
+    initial: str  # the model stage, or the path of a checkpoint, that it starts from; "" for kinds that start from none
     needs: tuple[str, ...]
+    retries: int  # after a failure
+
+
+@dataclass(frozen=True)
+class TuningSchedule:
+    """How long and at which rates a model is tuned. The other settings of the optimizer are those of `training`."""
+
+    epochs: int
+    global_batch: int  # rows a step
+    micro_batch: int  # rows
+    learning_rate: float  # peak
+    min_learning_rate: float
+    schedule: str  # "cosine" | "constant"
+    warmup: float  # fraction of the steps
+    weight_decay: float
+    checkpoint_every_steps: int
+
+
+@dataclass(frozen=True)
+class Sft:
+    """A stage of kind sft. Rows are `training.context_length` tokens, in which conversations are packed."""
+
+    stage: str
+    run_id: str
+    path: str  # "" with a connector
+    connector: str  # "" with a path
+    too_long: str  # "truncate" | "drop" | "split"
+    chat_template: str  # "": that of the model, else the default
+    training: TuningSchedule
+
+
+@dataclass(frozen=True)
+class Dpo:
+    """A stage of kind dpo. Rows are twice `training.context_length` tokens, in which whole pairs are packed."""
+
+    stage: str
+    run_id: str
+    path: str  # "" with a connector
+    connector: str  # "" with a path
+    too_long: str  # "truncate" | "drop"
+    beta: float  # 1 / nats
+    nll: float  # weight of the chosen answer's negative log-likelihood; 0.0: none
+    training: TuningSchedule
+
+
+@dataclass(frozen=True)
+class Records:
+    """The held-out records of a tuning stage, by its name."""
+
+    name: str
+    path: str  # "" with a connector
+    connector: str  # "" with a path
+    too_long: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """Multiple choice."""
+
+    name: str
+    path: str  # "" with a connector
+    connector: str  # "" with a path
+    num_fewshot: int
+
+
+@dataclass(frozen=True)
+class Gate:
+    metric: str
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """A stage of kind evaluate: what is measured of a model, and of those that it is compared with."""
+
+    stage: str
+    compare: tuple[str, ...]  # model stages or paths
+    text: bool  # perplexity of the held-out text of this bundle
+    conversations: tuple[Records, ...]  # loss on the assistant's tokens
+    preferences: tuple[Records, ...]  # share of pairs whose chosen answer is the more probable
+    tasks: tuple[Task, ...]
+    gates: tuple[Gate, ...]
+
+
+@dataclass(frozen=True)
+class Export:
+    """A stage of kind export."""
+
+    stage: str
+    tolerance: float  # largest difference between a logit and Megatron-Core's
 
 
 @dataclass(frozen=True)
@@ -220,8 +330,12 @@ class Plan:
     shape: Shape
     data: Data
     training: Training
-    evaluation: Evaluation
+    validation: Validation
     stages: tuple[StagePlan, ...]
+    sft: tuple[Sft, ...]
+    dpo: tuple[Dpo, ...]
+    evaluate: tuple[Evaluate, ...]
+    export: tuple[Export, ...]
     layout: Layout
     kernels: Kernels
     cluster: Cluster
@@ -243,7 +357,7 @@ def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def decided_leaves(plan: Plan) -> Iterator[tuple[str, Any]]:
     """The leaves that need a reason: what is trained, how, where."""
-    for part in ("shape", "data", "training", "evaluation", "stages", "layout", "kernels", "cluster"):
+    for part in DECIDED:
         yield from leaves(getattr(plan, part), part)
 
 
@@ -277,9 +391,35 @@ def round_leaf(value: float) -> float:
 
 
 def trained_identity(shape: Shape, data: Data, training: Training) -> str:
-    """`run_id`: 8 hex digits of what is trained. Paths count as written; which other stages there are does not count."""
-    text = canonical_json({"shape": shape, "data": data, "training": training})
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    """`run_id`: 8 hex digits of what is pretrained. Paths count as written; which other stages there are does not count."""
+    return _identity({"shape": shape, "data": data, "training": training})
+
+
+def tuned_identity(initial: str, shape: Shape, data: Data, training: Training, tuned: Sft | Dpo) -> str:
+    """A tuning stage's `run_id`: 8 hex digits of what is tuned, on what, and how. Its layout, cadence and name do not count.
+
+    `initial`: the `run_id` of the stage that it starts from, or the path as written.
+    """
+    settings = to_plain(tuned)
+    for name in ("stage", "run_id"):
+        del settings[name]
+    for name in ("micro_batch", "checkpoint_every_steps"):
+        del settings["training"][name]
+    optimizer = ("context_length", "precision", "optimizer", "beta1", "beta2", "epsilon", "clip_grad", "seed")
+    return _identity(
+        {
+            "initial": initial,
+            "shape": shape,
+            "held_out": (data.validation_fraction, data.test_fraction),
+            "optimizer": {name: getattr(training, name) for name in optimizer},
+            "kind": type(tuned).__name__,
+            "settings": settings,
+        }
+    )
+
+
+def _identity(value: Any) -> str:
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:8]
 
 
 def write_plan(plan: Plan) -> str:

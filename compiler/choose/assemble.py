@@ -2,30 +2,26 @@
 
 from trainwright.compiler.choose.candidate import Candidate
 from trainwright.compiler.choose.estimates import make_estimates
+from trainwright.compiler.choose.evaluation import choose_evaluations, choose_exports
 from trainwright.compiler.choose.kernels import choose_kernels
-from trainwright.compiler.choose.ledger import Ledger
+from trainwright.compiler.choose.ledger import Ledger, Section
 from trainwright.compiler.choose.stages import choose_stages
-from trainwright.compiler.choose.training import choose_evaluation
+from trainwright.compiler.choose.training import choose_validation
+from trainwright.compiler.choose.tuning import Pretrained, choose_tunings
 from trainwright.compiler.facts import LossLaw
-from trainwright.compiler.plan import SCHEMA_VERSION, Cluster, Data, Plan, trained_identity
+from trainwright.compiler.plan import SCHEMA_VERSION, Cluster, Curation, Data, Plan, Source, trained_identity
 from trainwright.compiler.resolve import ResolvedSpec
 
 # Held out of each source's bytes: 12 % for the final test and 4 % for validation leave 84 % for training (custom, no law).
 TEST_FRACTION, VALIDATION_FRACTION = 0.12, 0.04
+NEAR_DUPLICATES, PERMUTATIONS, SHINGLE_WORDS = 0.8, 128, 5
+SCRUBBED = ("email", "ip", "card", "iban")
 
 
 def assemble_plan(spec: ResolvedSpec, law: LossLaw, chosen: Candidate) -> Plan:
     """The plan of the candidate that the loop settled on."""
     ledger, compute = chosen.ledger, spec.compute
-    stages = choose_stages(spec.stages)
-    for index, stage in enumerate(stages):
-        written = dict(spec.stages).get(stage.name)
-        place = spec.pins.get(f"stages.{stage.name}", "the spec")
-        text = f"written under stages in {place}" if written else "nobody wrote it; a later stage needs it"
-        for leaf in ("name", "kind", "implied"):
-            ledger.note(f"stages[{index}].{leaf}", None, "pinned" if written else "derived", text)
-        for leaf in [f"needs[{n}]" for n in range(len(stage.needs))] or ["needs"]:
-            ledger.note(f"stages[{index}].{leaf}", None, "derived", f"what a stage of kind {stage.kind} reads")
+    stages = choose_stages(spec, ledger)
     data = _data(spec, ledger, chosen.tokens)
     layout = chosen.layouts.ranked.row(0)
     for path, reason in chosen.layouts.reasons.items():
@@ -40,6 +36,8 @@ def assemble_plan(spec: ResolvedSpec, law: LossLaw, chosen: Candidate) -> Plan:
         steps=chosen.training.steps,
         step_s=chosen.layouts.step_s,
     )
+    before = Pretrained(chosen.shape, data, chosen.training, layout, chosen.layouts.step_s)
+    sft, dpo = choose_tunings(spec, ledger, before, stages)
     price = compute.price_usd_per_device_hour
     cluster = Cluster(
         device=ledger.note("cluster.device", compute.device.name, "pinned", "compute.device", pin="compute.device"),
@@ -59,8 +57,12 @@ def assemble_plan(spec: ResolvedSpec, law: LossLaw, chosen: Candidate) -> Plan:
         shape=chosen.shape,
         data=data,
         training=chosen.training,
-        evaluation=choose_evaluation(spec, ledger, chosen.training),
+        validation=choose_validation(spec, ledger, chosen.training),
         stages=stages,
+        sft=sft,
+        dpo=dpo,
+        evaluate=choose_evaluations(spec, ledger, stages, (*sft, *dpo)),
+        export=choose_exports(ledger, stages),
         layout=layout,
         kernels=kernels,
         cluster=cluster,
@@ -76,6 +78,7 @@ def _data(spec: ResolvedSpec, ledger: Ledger, tokens: int) -> Data:
         ledger.note(f"{prefix}.name", source.name, "pinned", "", pin=f"{prefix}.name")
         ledger.note(f"{prefix}.path", source.path, "derived", "a connector makes the text", pin=f"{prefix}.path")
         ledger.note(f"{prefix}.connector", source.connector, "derived", "read from a path", pin=f"{prefix}.connector")
+        ledger.note(f"{prefix}.filters", source.filters, "default", _why_filters(source), pin=f"{prefix}.filters")
         ledger.note(f"{prefix}.weight", source.weight, "default", "in proportion to tokens", pin=f"{prefix}.weight")
     custom = "a custom, no law: as much as leaves the rest for training"
     return Data(
@@ -87,6 +90,7 @@ def _data(spec: ResolvedSpec, ledger: Ledger, tokens: int) -> Data:
             "derived",
             "weights are given" if given.mixture == "weighted" else "no weights are given: in proportion to tokens",
         ),
+        curation=_curation(spec, ledger),
         budget_tokens=tokens,
         validation_fraction=ledger.note(
             "data.validation_fraction",
@@ -99,4 +103,51 @@ def _data(spec: ResolvedSpec, ledger: Ledger, tokens: int) -> Data:
             "data.test_fraction", given.test_fraction.clip(TEST_FRACTION), "default", custom, pin="data.test"
         ),
         tokenizer=ledger.note("data.tokenizer", "byte_bpe", "default", "spells every text, and is what Llama 3 uses"),
+    )
+
+
+def _why_filters(source: Source) -> str:
+    return (
+        f"the connector makes {source.filters}" if source.connector else "files hold prose, unless the source says code"
+    )
+
+
+def _curation(spec: ResolvedSpec, ledger: Ledger) -> Curation:
+    given = spec.stages.curation
+    name = next((stage.name for stage in spec.stages.written if stage.kind == "curate"), "curate")
+    note = Section(ledger, "data.curation", f"stages.{name}").note
+    scrub = given.scrub[0] if given.scrub else SCRUBBED
+    for index in range(len(scrub)):
+        note(
+            f"scrub[{index}]",
+            None,
+            "default",
+            "a pattern, and a check digit where there is one, finds it: few false alarms",
+        )
+    if not scrub:
+        note("scrub", None, "pinned", f"stages.{name}.scrub is empty in the spec")
+    error = (NEAR_DUPLICATES * (1 - NEAR_DUPLICATES) / PERMUTATIONS) ** 0.5
+    return Curation(
+        exact_duplicates=note(
+            "exact_duplicates",
+            True,
+            "default",
+            "repeated texts are learned by heart (Lee et al. 2022, arXiv 2107.06499)",
+        ),
+        near_duplicates=note(
+            "near_duplicates",
+            given.near_duplicates.clip(NEAR_DUPLICATES),
+            "default",
+            "Gopher's MassiveText (arXiv 2112.11446) and SlimPajama: Jaccard similarity 0.8",
+        ),
+        permutations=note(
+            "permutations",
+            PERMUTATIONS,
+            "default",
+            f"a MinHash estimate of {NEAR_DUPLICATES:g} is then off by {error:.2g} (one standard error)",
+        ),
+        shingle_words=note(
+            "shingle_words", SHINGLE_WORDS, "default", "FineWeb (arXiv 2406.17557) and Lee et al. 2022 compare 5-grams"
+        ),
+        scrub=scrub,
     )

@@ -1,6 +1,6 @@
 """The global batch in whole sequences, such that layouts can divide it."""
 
-from trainwright.compiler.resolve import list_divisors
+from trainwright.compiler.ranges import list_divisors
 
 # A batch within 10 % of the optimum costs next to nothing: the basin is about an octave wide (Step Law, 2503.04715).
 TOLERANCE = 0.10

@@ -25,3 +25,17 @@ class Ledger:
             rounded: T = round_leaf(value)  # type: ignore[assignment] # a float is rounded to a float
             return rounded
         return value
+
+
+@dataclass(frozen=True)
+class Section:
+    """A ledger below one place in the plan (`leaf`) and one in the spec (`pin`), where names are mostly the same."""
+
+    ledger: Ledger
+    leaf: str
+    pin: str
+
+    def note(self, name: str, value: T, kind: str, text: str, *, key: str = "", detail: str = "") -> T:
+        """As `Ledger.note`; `key` is the name in the spec, where it is another."""
+        pin = f"{self.pin}.{key or name}"
+        return self.ledger.note(f"{self.leaf}.{name}", value, kind, text, pin=pin, detail=detail)

@@ -15,8 +15,9 @@ from trainwright.compiler.choose.ledger import Ledger
 from trainwright.compiler.errors import IllegalPlanError
 from trainwright.compiler.estimate.params import count_body_parameters
 from trainwright.compiler.facts import HyperparameterLaw, find_hyperparameter_law
-from trainwright.compiler.plan import Evaluation, Shape, Training
-from trainwright.compiler.resolve import Range, ResolvedSpec
+from trainwright.compiler.plan import Shape, Training, Validation
+from trainwright.compiler.ranges import Range
+from trainwright.compiler.resolve import ResolvedSpec
 
 HYPERPARAMETER_LAW = "step_law"
 DEFAULT_SEED = 1234  # Megatron-LM's
@@ -97,32 +98,32 @@ def choose_training(
     return training, warnings
 
 
-def choose_evaluation(spec: ResolvedSpec, ledger: Ledger, training: Training) -> Evaluation:
+def choose_validation(spec: ResolvedSpec, ledger: Ledger, training: Training) -> Validation:
     """How often a run is validated and on how much, what it is compared with, and the sample at its end."""
     cadence = choose_cadence(training.steps, training.global_batch, len(spec.data.sources))
-    pretrain = next((name for name, kind in spec.stages if kind == "pretrain"), "pretrain")
-    return Evaluation(
+    pretrain = next((stage.name for stage in spec.stages.written if stage.kind == "pretrain"), "pretrain")
+    return Validation(
         every_steps=ledger.note(
-            "evaluation.every_steps",
+            "validation.every_steps",
             cadence.every_steps,
             "derived",
             f"{cadence.count} times in {training.steps:,} steps",
         ),
         sequences=ledger.note(
-            "evaluation.sequences",
+            "validation.sequences",
             cadence.sequences,
             "derived",
             f"{cadence.count} validations of {cadence.sequences} sequences a source take {100 * cadence.share:.2g} % of the "
             f"training FLOPs (aim: {100 * SHARE_OF_VALIDATION:g} %, at least {FEWEST_SEQUENCES} sequences)",
         ),
         baseline=ledger.note(
-            "evaluation.baseline",
-            spec.baseline.pick("none"),
+            "validation.baseline",
+            spec.stages.baseline.pick("none"),
             "default",
             "not asked for",
             pin=f"stages.{pretrain}.baseline",
         ),
-        sample_tokens=ledger.note("evaluation.sample_tokens", SAMPLE_TOKENS, "default", "a text sample ends the run"),
+        sample_tokens=ledger.note("validation.sample_tokens", SAMPLE_TOKENS, "default", "a text sample ends the run"),
     )
 
 
