@@ -7,14 +7,26 @@ or a choice (texts for people, Megatron's word for ours) is made here, in `_Word
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
 import jinja2
 
 from trainwright.compiler.errors import NotEmittedError
-from trainwright.compiler.plan import Plan, StagePlan, write_plan
+from trainwright.compiler.plan import (
+    Dpo,
+    Evaluate,
+    Export,
+    Plan,
+    Records,
+    Sft,
+    Shape,
+    Source,
+    StagePlan,
+    Task,
+    write_plan,
+)
 from trainwright.compiler.units import format_quantity
 from trainwright.runtime.manifest import (
     MANIFEST_FILE,
@@ -27,7 +39,29 @@ from trainwright.runtime.manifest import (
     write_manifest,
 )
 
-LAUNCHER_OF_KIND = {"ingest": "python", "tokenizer": "python", "tokenize": "python", "pretrain": "torchrun"}
+LAUNCHER_OF_KIND = {
+    "ingest": "python",
+    "curate": "python",
+    "tokenizer": "python",
+    "tokenize": "python",
+    "pretrain": "torchrun",
+    "sft": "torchrun",
+    "dpo": "torchrun",
+    "evaluate": "torchrun",
+    "export": "python",
+}
+_MEGATRON = ("torch", "megatron")
+# Top-level packages that a program imports and that the base installation lacks.
+_PACKAGES_OF_KIND: dict[str, tuple[str, ...]] = {
+    "curate": ("datatrove", "rensa"),
+    "tokenizer": ("tokenizers",),
+    "tokenize": (*_MEGATRON, "tokenizers"),
+    "pretrain": (*_MEGATRON, "tokenizers"),
+    "sft": (*_MEGATRON, "nemo", "transformers"),
+    "dpo": (*_MEGATRON, "nemo", "transformers"),
+    "evaluate": (*_MEGATRON, "transformers", "lm_eval"),
+    "export": (*_MEGATRON, "transformers"),
+}
 EXECUTABLE = frozenset({"launch.sh"})
 
 # Megatron-Core's words for ours (TransformerConfig of 0.16: recompute_*; selective recomputes the core attention,
@@ -59,7 +93,6 @@ class _Words:
     model: str
     tokens: str
     activation: str
-    recompute: Mapping[str, Any]
     weighted: bool
     multi_node: bool
     last_node: int
@@ -75,9 +108,8 @@ def emit_bundle(plan: Plan) -> Bundle:
     programs = {stage.name: f"{number:02d}_{stage.name}.py" for number, stage in enumerate(plan.stages, start=1)}
     contents: dict[str, str] = {PLAN_FILE: write_plan(plan)}
     for stage in plan.stages:
-        contents[programs[stage.name]] = environment.get_template(f"{stage.kind}.py.j2").render(
-            plan=plan, stage=stage, words=words, program=programs[stage.name], needs=_needs_by_kind(plan, stage)
-        )
+        template = environment.get_template(f"{stage.kind}.py.j2")
+        contents[programs[stage.name]] = template.render(**_values(plan, stage, words, programs[stage.name]))
     stages = tuple(_manifest_stage(plan, stage, programs[stage.name], contents) for stage in plan.stages)
     rows = [_row(stage) for stage in stages]
     for name in ("launch.sh", "README.md"):
@@ -94,6 +126,35 @@ def emit_bundle(plan: Plan) -> Bundle:
     return Bundle(manifest=manifest, files={**encoded, MANIFEST_FILE: write_manifest(manifest).encode()})
 
 
+def _values(plan: Plan, stage: StagePlan, words: _Words, program: str) -> dict[str, Any]:
+    """What the template of a stage names."""
+    given = _given(plan, stage)
+    tuned = isinstance(given, Sft | Dpo)
+    layout = plan.layout
+    if stage.kind in ("evaluate", "export"):
+        layout = replace(layout, recompute="none")  # no backward pass
+    if stage.kind == "export":
+        layout = replace(layout, tensor=1, pipeline=1, sequence_parallel=False)  # one process
+    return {
+        "plan": plan,
+        "stage": stage,
+        "words": words,
+        "program": program,
+        "needs": _needs_by_kind(plan, stage),
+        "given": given,
+        "layout": layout,
+        "recompute": _RECOMPUTE[layout.recompute],
+        "tuned": tuned,
+        "rates": given.training if isinstance(given, Sft | Dpo) else plan.training,
+    }
+
+
+def _given(plan: Plan, stage: StagePlan) -> Sft | Dpo | Evaluate | Export | None:
+    """The settings that a stage has of its own."""
+    entries: tuple[Sft | Dpo | Evaluate | Export, ...] = (*plan.sft, *plan.dpo, *plan.evaluate, *plan.export)
+    return next((entry for entry in entries if entry.stage == stage.name), None)
+
+
 def not_emitted(plan: Plan) -> list[str]:
     """What of a plan no template emits yet, one line each; empty for a plan that compiles."""
     lines = [
@@ -103,6 +164,12 @@ def not_emitted(plan: Plan) -> list[str]:
     ]
     if plan.shape.num_experts:
         lines.append(f"model.family: {plan.shape.family} is a mixture of experts; dense models compile today")
+    lines.extend(
+        f"stages.{stage.stage}: {plan.shape.family} has {', '.join(foreign)}, and Hugging Face's Llama and Qwen3 formats have no "
+        "place for that; leave the stage out, or take a family like llama, llama2 or qwen3"
+        for stage in plan.export
+        if (foreign := _foreign_to_export(plan.shape))
+    )
     if plan.shape.activation not in _ACTIVATION:
         lines.append(f"model: activation {plan.shape.activation} is not emitted yet; {' and '.join(_ACTIVATION)} are")
     lines.extend(
@@ -111,6 +178,19 @@ def not_emitted(plan: Plan) -> list[str]:
         if getattr(plan.layout, degree) > 1
     )
     return lines
+
+
+def _foreign_to_export(shape: Shape) -> list[str]:
+    """What of a shape has no place in the formats that `export` writes."""
+    foreign = {
+        f"{shape.positions} positions": shape.positions != "rope",
+        shape.normalization: shape.normalization != "RMSNorm",
+        "an FFN without gate": not shape.gated,
+        f"the activation {shape.activation}": shape.activation != "silu",
+        "biases in the linear layers": shape.linear_bias,
+        "biases of queries, keys and values": shape.qkv_bias,
+    }
+    return [what for what, is_foreign in foreign.items() if is_foreign]
 
 
 def _environment() -> jinja2.Environment:
@@ -132,6 +212,8 @@ def python_literal(value: Any) -> str:
     if isinstance(value, str):
         prefer_single = '"' in value and "'" not in value
         return repr(value) if prefer_single else json.dumps(value, ensure_ascii=not value.isprintable())
+    if isinstance(value, tuple):
+        return "(" + ", ".join(map(python_literal, value)) + (",)" if len(value) == 1 else ")")
     if isinstance(value, list):
         return "[" + ", ".join(python_literal(item) for item in value) + "]"
     return repr(value)
@@ -155,7 +237,6 @@ def _needs_by_kind(plan: Plan, stage: StagePlan) -> dict[str, str]:
 def _manifest_stage(plan: Plan, stage: StagePlan, program: str, contents: Mapping[str, str]) -> Stage:
     launcher = LAUNCHER_OF_KIND[stage.kind]
     parallel = launcher == "torchrun"
-    reads = plan.data.sources if stage.kind == "ingest" else ()
     return Stage(
         name=stage.name,
         kind=stage.kind,
@@ -165,10 +246,32 @@ def _manifest_stage(plan: Plan, stage: StagePlan, program: str, contents: Mappin
         nodes=plan.cluster.nodes if parallel else 1,
         processes_per_node=plan.cluster.devices_per_node if parallel else 1,
         needs=stage.needs,
-        inputs=tuple(f"connector:{source.connector}" if source.connector else source.path for source in reads),
+        inputs=_inputs(plan, stage),
         outputs=("output",),
         implied=stage.implied,
+        retries=stage.retries,
+        packages=_PACKAGES_OF_KIND.get(stage.kind, ()),
     )
+
+
+def _inputs(plan: Plan, stage: StagePlan) -> tuple[str, ...]:
+    """What of the user's a stage reads: globs as written, connectors, and the checkpoints that are named by a path."""
+    given = _given(plan, stage)
+    reads: list[Source | Sft | Dpo | Records | Task] = []
+    models, files = [stage.initial], []
+    if stage.kind == "ingest":
+        reads += plan.data.sources
+    if isinstance(given, Sft | Dpo):
+        reads.append(given)
+    if isinstance(given, Sft):
+        files.append(given.chat_template)
+    if isinstance(given, Evaluate):
+        reads += [*given.conversations, *given.preferences, *given.tasks]
+        models += given.compare
+    names = {other.name for other in plan.stages}
+    found = [f"connector:{read.connector}" if read.connector else read.path for read in reads]
+    paths = [model for model in models if model not in names]
+    return tuple(dict.fromkeys(path for path in (*found, *files, *paths) if path))
 
 
 def _row(stage: Stage) -> dict[str, Any]:
@@ -201,7 +304,6 @@ def _words(plan: Plan) -> _Words:
         model=f"{plan.shape.family} with {estimates.parameters:,} parameters",
         tokens=f"{plan.data.budget_tokens:,}",
         activation=_ACTIVATION[plan.shape.activation],
-        recompute=_RECOMPUTE[layout.recompute],
         weighted=plan.data.mixture == "weighted",
         multi_node=multi_node,
         last_node=cluster.nodes - 1,
