@@ -1,15 +1,20 @@
 """Text from a model, token by token: as it is being trained, in any layout, or of one process with a key-value cache."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core.inference.contexts import StaticInferenceContext
+from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
+from trainwright.runtime.megatron.checkpoint import load_weights, read_model
 from trainwright.runtime.megatron.loop import forward_logits
-from trainwright.runtime.megatron.model import Model
+from trainwright.runtime.megatron.model import Model, build_frozen
+from trainwright.runtime.megatron.parallel import Parallel, start
+from trainwright.runtime.megatron.platform import Literals, install
 
 NextLogits = Callable[
     [Sequence[int]], Tensor
@@ -79,7 +84,8 @@ def choose_token(logits: Tensor, temperature: float, top_k: int, generator: torc
     if temperature == 0:
         return int(logits.argmax())
     best, ids = logits.topk(min(top_k or len(logits), len(logits)))
-    chosen = torch.multinomial(torch.softmax(best / temperature, dim=0), num_samples=1, generator=generator)
+    shares = torch.softmax((best - best[0]) / temperature, dim=0)  # the difference first: a tiny temperature overflows
+    chosen = torch.multinomial(shares, num_samples=1, generator=generator)
     return int(ids[chosen])
 
 
@@ -125,3 +131,26 @@ class CachedModel:
         )
         chosen: Tensor = logits[0, -1, : self._model.embedding.vocab_size].float()
         return chosen
+
+
+def open_cached(folder: Path) -> CachedModel:
+    """The model of a step folder (checkpoint.py), saved in any layout, whole in this process, in fp32.
+
+    Raises CheckpointError where the folder is damaged.
+    """
+    install()
+    platform = start(Parallel(tensor=1, pipeline=1, data=1), seed=0)
+    saved = read_model(folder)
+    config = TransformerConfig(
+        **saved.config,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        gradient_accumulation_fusion=False,
+        apply_rope_fusion=False,
+    )
+    built = build_frozen(Literals(config, None, None, "local"), saved.embedding, platform)
+    load_weights(built, folder)
+    return CachedModel(built)
