@@ -13,7 +13,6 @@ from world_support import (
     STEPS,
     VOCABULARY,
     Case,
-    batches,
     build,
     dist,
     literals,
@@ -23,6 +22,7 @@ from world_support import (
     platform,
     run_reference,
     run_world,
+    text,
     train,
 )
 
@@ -61,7 +61,7 @@ def test_evaluation_logits_and_count_are_those_of_one_process(case: Case) -> Non
     """Three batches, so that two data ranks get unlike numbers; one has masked tokens; a length that tensor 2 does not divide."""
 
     def measure(built: model.Model) -> tuple[float, int, torch.Tensor, int]:
-        held = [dict(batch) for batch in batches(99, 0, 1)[:3]]
+        held = [dict(batch) for batch in text(99, 0, 1)[:3]]
         held[1]["loss_mask"] = held[1]["loss_mask"].clone()
         held[1]["loss_mask"][:, 5:] = 0.0
         nats, tokens = evaluate_nats(built, held)
@@ -84,7 +84,7 @@ def test_evaluation_is_the_sum_of_log_probabilities() -> None:
 
     def measure() -> tuple[float, float]:
         built = build(Case())
-        held = batches(5, 0, 1)[:1]
+        held = text(5, 0, 1)[:1]
         expected = 0.0
         for tokens, labels in zip(held[0]["tokens"], held[0]["labels"], strict=True):
             log_probabilities = forward_logits(built, tokens).log_softmax(-1)
@@ -113,7 +113,7 @@ def test_a_loss_that_is_no_number_ends_in_one_error_and_updates_nothing() -> Non
             parameter.fill_(math.nan)
         others = [other.clone() for _, other in named(built)][1:]
         with pytest.raises(Diverged) as caught:
-            train_step(built, batches(0, dist.get_rank(), 2))
+            train_step(built, text(0, dist.get_rank(), 2))
         same = all(torch.equal(a, b) for a, (_, b) in zip(others, list(named(built))[1:], strict=True))
         return str(caught.value), same
 

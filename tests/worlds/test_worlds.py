@@ -7,11 +7,11 @@ from world_support import (
     Case,
     Difference,
     Record,
-    batches,
     build,
     run_cases,
     run_reference,
     run_world,
+    text,
     train,
 )
 
@@ -33,7 +33,7 @@ def check(case: Case, difference: Difference) -> None:
 
 def test_data_hit_every_vocabulary_shard() -> None:
     """A collective of the cross entropy that is broken for one shard is invisible to data that miss the shard."""
-    labels = [batch["labels"] for batch in batches(0, 0, 1)]
+    labels = [batch["labels"] for batch in text(0, 0, 1)]
     for half in range(2):
         in_shard = sum(int(((label * 2) // VOCABULARY == half).sum()) for label in labels)
         assert in_shard > SEQUENCE, f"shard {half} of 2 has {in_shard} labels"

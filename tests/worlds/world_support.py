@@ -11,7 +11,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +24,7 @@ from megatron.core.optimizer import OptimizerConfig
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
-from trainwright.runtime.megatron import loop, model, parallel, platform
+from trainwright.runtime.megatron import loop, losses, model, parallel, platform
 
 VOCABULARY, SEQUENCE, GLOBAL_BATCH, MICRO_BATCH, STEPS = 256, 32, 8, 2, 10
 HEAD_DIM = 16
@@ -106,6 +106,38 @@ def _fork_rank(rank: int, size: int, folder: Path, work: Callable[[], Any]) -> i
 
 
 @dataclass(frozen=True)
+class Task:
+    """What is trained on, and by which loss."""
+
+    name: str
+    batches: Callable[[int, int, int], list[dict[str, Tensor]]]  # of a step, a data rank, of so many
+    loss: losses.Loss = losses.token_loss
+    per_token: bool = True  # calculate_per_token_loss: tokens weigh alike, not micro-batches
+
+
+def text(step: int, data_rank: int, data_size: int) -> list[dict[str, Tensor]]:
+    """Micro-batches as in pretraining: small steps around the whole vocabulary, so every shard is hit."""
+    generator = torch.Generator().manual_seed(1000 + step)
+    start = torch.randint(0, VOCABULARY, (GLOBAL_BATCH, 1), generator=generator)
+    strides = torch.randint(1, 5, (GLOBAL_BATCH, SEQUENCE), generator=generator) * 7
+    rows = torch.cat([start, strides], 1).cumsum(1) % VOCABULARY
+    share = GLOBAL_BATCH // data_size
+    mine = rows[data_rank * share : (data_rank + 1) * share]
+    return [
+        {
+            "tokens": piece[:, :-1].contiguous(),
+            "labels": piece[:, 1:].contiguous(),
+            "loss_mask": torch.ones(MICRO_BATCH, SEQUENCE),
+            "position_ids": torch.arange(SEQUENCE).repeat(MICRO_BATCH, 1),
+        }
+        for piece in mine.split(MICRO_BATCH)
+    ]
+
+
+TEXT = Task("text", text, per_token=False)
+
+
+@dataclass(frozen=True)
 class Case:
     """One training run of a small model."""
 
@@ -120,6 +152,7 @@ class Case:
     bf16: bool = False
     steps: int = STEPS
     recompute: bool = False
+    task: Task = TEXT
 
     @property
     def layout(self) -> parallel.Parallel:
@@ -130,7 +163,7 @@ class Case:
         flags = [
             name for name in ("tied", "distributed_optimizer", "overlap", "bf16", "recompute") if getattr(self, name)
         ]
-        return " x ".join(words or ["one process"]) + f" ({', '.join([self.family, *flags])})"
+        return " x ".join(words or ["one process"]) + f" ({', '.join([self.task.name, self.family, *flags])})"
 
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -179,6 +212,7 @@ def literals(case: Case) -> tuple[platform.Literals, model.Embedding]:
         bf16=case.bf16,
         params_dtype=dtype,
         pipeline_dtype=dtype,
+        calculate_per_token_loss=case.task.per_token,
         recompute_granularity="full" if case.recompute else None,
         recompute_method="uniform" if case.recompute else None,
         recompute_num_layers=1 if case.recompute else None,
@@ -215,25 +249,6 @@ def literals(case: Case) -> tuple[platform.Literals, model.Embedding]:
     return platform.Literals(config, ddp, optimizer, "local"), embedding
 
 
-def batches(step: int, data_rank: int, data_size: int) -> list[dict[str, Tensor]]:
-    """The micro-batches of a step and data rank: small steps around the whole vocabulary, so every shard is hit."""
-    generator = torch.Generator().manual_seed(1000 + step)
-    start = torch.randint(0, VOCABULARY, (GLOBAL_BATCH, 1), generator=generator)
-    strides = torch.randint(1, 5, (GLOBAL_BATCH, SEQUENCE), generator=generator) * 7
-    text = torch.cat([start, strides], 1).cumsum(1) % VOCABULARY
-    share = GLOBAL_BATCH // data_size
-    mine = text[data_rank * share : (data_rank + 1) * share]
-    return [
-        {
-            "tokens": piece[:, :-1].contiguous(),
-            "labels": piece[:, 1:].contiguous(),
-            "loss_mask": torch.ones(MICRO_BATCH, SEQUENCE),
-            "position_ids": torch.arange(SEQUENCE).repeat(MICRO_BATCH, 1),
-        }
-        for piece in mine.split(MICRO_BATCH)
-    ]
-
-
 @dataclass
 class Record:
     """What one rank of a run saw. Tensors are this rank's own, by canonical name (see `named`)."""
@@ -243,6 +258,7 @@ class Record:
     initial: dict[str, Tensor] = field(default_factory=dict)
     gradients: dict[str, Tensor] = field(default_factory=dict)  # of step 1; empty with the distributed optimizer
     final: dict[str, Tensor] = field(default_factory=dict)
+    figures: list[Mapping[str, float]] = field(default_factory=list)
 
 
 def build(case: Case, initial: dict[str, Tensor] | None = None) -> model.Model:
@@ -259,7 +275,7 @@ def build(case: Case, initial: dict[str, Tensor] | None = None) -> model.Model:
     return built
 
 
-def train(built: model.Model, steps: Sequence[int]) -> Record:
+def train(built: model.Model, steps: Sequence[int], task: Task = TEXT) -> Record:
     """Train the given steps at the full learning rate."""
     record = Record(initial=snapshot(built))
     take_step = built.optimizer.step
@@ -274,9 +290,10 @@ def train(built: model.Model, steps: Sequence[int]) -> Record:
         group["lr"], group["weight_decay"] = LEARNING_RATE, 0.1 * group["wd_mult"]
     rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     for step in steps:
-        result = loop.train_step(built, batches(step, rank, size))
+        result = loop.train_step(built, task.batches(step, rank, size), task.loss)
         record.losses.append(result.loss)
         record.grad_norms.append(result.grad_norm)
+        record.figures.append(result.figures)
     built.optimizer.step = take_step
     if built.overlaps_param_gather:
         built.ddp.start_param_sync(force_sync=True)
@@ -386,8 +403,15 @@ def _determined(name: str, tensor: Tensor) -> Tensor:
 
 def run_reference(case: Case) -> Record:
     """One process's run of the same model, with the ordinary optimizer so that step-1 gradients are whole."""
-    one = Case(family=case.family, tied=case.tied, bf16=case.bf16, steps=case.steps, distributed_optimizer=False)
-    return run_world(1, lambda: train(build(one), range(one.steps)))[0]
+    one = Case(
+        family=case.family,
+        tied=case.tied,
+        bf16=case.bf16,
+        steps=case.steps,
+        distributed_optimizer=False,
+        task=case.task,
+    )
+    return run_world(1, lambda: train(build(one), range(one.steps), one.task))[0]
 
 
 def run_cases(cases: Sequence[Case], references: dict[Case, Record]) -> list[Difference]:
@@ -397,7 +421,7 @@ def run_cases(cases: Sequence[Case], references: dict[Case, Record]) -> list[Dif
         found = []
         for case in cases:
             reference = references[case]
-            record = train(build(case, reference.initial), range(case.steps))
+            record = train(build(case, reference.initial), range(case.steps), case.task)
             found.append(compare(record, reference, gated=FAMILIES[case.family]["gated_linear_unit"]))
             parallel.stop()
         return found
