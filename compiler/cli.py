@@ -206,21 +206,64 @@ def run(
     data_root: DataFolder = None,
     work: WorkFolder = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Rendezvous port of the processes; 0: a free one.")] = 0,
+    retries: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of each stage that fails (default: the spec's).", show_default=False),
+    ] = None,
 ) -> None:
     """Execute a bundle, from where it stands."""
 
     def verb(runtime: Any) -> int:
         return int(
-            runtime.run_bundle(bundle, only=tuple(only or ()), start=start, data_root=data_root, work=work, port=port)
+            runtime.run_bundle(
+                bundle, only=tuple(only or ()), start=start, data_root=data_root, work=work, port=port, retries=retries
+            )
         )
 
     _execute(verb)
 
 
 @app.command()
-def status(bundle: BundleFolder, data_root: DataFolder = None, work: WorkFolder = None) -> None:
+def status(
+    bundle: BundleFolder,
+    data_root: DataFolder = None,
+    work: WorkFolder = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
     """Show the stages of a bundle: done or to do."""
-    _execute(lambda runtime: int(runtime.status_bundle(bundle, data_root=data_root, work=work)))
+    _execute(lambda runtime: int(runtime.status_bundle(bundle, data_root=data_root, work=work, as_json=as_json)))
+
+
+@app.command()
+def chat(
+    bundle: BundleFolder,
+    stage: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Whose model (default: the last stage's that is done).", show_default=False),
+    ] = "",
+    messages: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--message", metavar="TEXT", help="Say this and end after the answer; repeatable.", show_default=False
+        ),
+    ] = None,
+    system: Annotated[str, typer.Option(metavar="TEXT", help="What the model is to be.", show_default=False)] = "",
+    temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest token.")] = 0.8,
+    top_k: Annotated[int, typer.Option(min=0, help="Choose among so many likeliest tokens; 0: among all.")] = 50,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="Decides what is chosen.")] = 0,
+    work: WorkFolder = None,
+) -> None:
+    """Talk with the latest model of a bundle."""
+
+    def verb(_: Any) -> int:
+        from trainwright.runtime.chat import chat_bundle
+        from trainwright.runtime.talk import Choice
+
+        choice = Choice(temperature=temperature, top_k=top_k, max_tokens=max_tokens, seed=seed)
+        return chat_bundle(bundle, stage=stage, messages=tuple(messages or ()), system=system, choice=choice, work=work)
+
+    _execute(verb)
 
 
 @app.command()

@@ -6,9 +6,11 @@ from typing import Annotated
 
 import typer
 
+from trainwright.runtime.chat import chat_bundle
 from trainwright.runtime.cli import run_bundle, status_bundle
 from trainwright.runtime.errors import RunError
 from trainwright.runtime.reading import error_text
+from trainwright.runtime.talk import Choice
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -25,16 +27,44 @@ def run(
     data_root: DataRoot = None,
     work: WorkFolder = None,
     port: Annotated[int, typer.Option("--port", help="Rendezvous port. Default: a free one.")] = 0,
+    retries: Annotated[
+        int | None, typer.Option("--retries", min=0, help="Of each stage that fails. Default: the bundle's.")
+    ] = None,
 ) -> None:
     """Execute the stages that are not done; goes on where an earlier run ended."""
-    code = run_bundle(bundle, only=tuple(only or ()), start=start, data_root=data_root, work=work, port=port)
+    code = run_bundle(
+        bundle, only=tuple(only or ()), start=start, data_root=data_root, work=work, port=port, retries=retries
+    )
     raise typer.Exit(code)
 
 
 @app.command()
-def status(bundle: BundleFolder, data_root: DataRoot = None, work: WorkFolder = None) -> None:
+def status(
+    bundle: BundleFolder,
+    data_root: DataRoot = None,
+    work: WorkFolder = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
     """Show the stages' state, and which would run and why."""
-    raise typer.Exit(status_bundle(bundle, data_root=data_root, work=work))
+    raise typer.Exit(status_bundle(bundle, data_root=data_root, work=work, as_json=as_json))
+
+
+@app.command()
+def chat(
+    bundle: BundleFolder,
+    stage: Annotated[str, typer.Option("--stage", help="Whose model. Default: the last stage's that is done.")] = "",
+    messages: Annotated[list[str] | None, typer.Option("--message", help="Say this and end; may be repeated.")] = None,
+    system: Annotated[str, typer.Option("--system", help="What the model is to be.")] = "",
+    temperature: Annotated[float, typer.Option("--temperature", min=0, help="0: always the likeliest token.")] = 0.8,
+    top_k: Annotated[int, typer.Option("--top-k", min=0, help="Among so many likeliest tokens; 0: among all.")] = 50,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Of an answer.")] = 200,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Decides what is chosen.")] = 0,
+    work: WorkFolder = None,
+) -> None:
+    """Talk with the latest model."""
+    choice = Choice(temperature=temperature, top_k=top_k, max_tokens=max_tokens, seed=seed)
+    code = chat_bundle(bundle, stage=stage, messages=tuple(messages or ()), system=system, choice=choice, work=work)
+    raise typer.Exit(code)
 
 
 def main() -> None:

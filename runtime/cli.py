@@ -4,20 +4,23 @@
 """
 
 import contextlib
+import json
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
 
-from trainwright.runtime.errors import INTERRUPTED, MissingExtra, RunError
+from trainwright.runtime.disk import unusable_work
+from trainwright.runtime.errors import INTERRUPTED, BundleError, DiskFull, MissingExtra, RunError
 from trainwright.runtime.launch.bundle import Bundle, edited_files, open_bundle
 from trainwright.runtime.launch.execute import execute
-from trainwright.runtime.launch.identity import Hashes, inputs_of, output_id, reason_to_run
-from trainwright.runtime.launch.show import Show, open_console, print_table
-from trainwright.runtime.launch.state import RunState, is_locked
+from trainwright.runtime.launch.show import Show, how_far, open_console, print_table, read_new_row
+from trainwright.runtime.launch.status import Status, read_status
 from trainwright.runtime.reading import format_duration, printable, read_json
 from trainwright.runtime.report.page import write_report
 from trainwright.runtime.workspace import Workspace
@@ -33,12 +36,14 @@ def run_bundle(
     data_root: Path | None = None,
     work: Path | None = None,
     port: int = 0,
+    retries: int | None = None,
 ) -> int:
     """Execute the stages that are not done. Returns 0, or `errors.INTERRUPTED` after Ctrl-C, SIGTERM or SIGHUP.
 
     `only`: just these stages. `start`: this stage and all after it, even if unchanged; not both. `data_root`: where relative
     inputs lie (default: what the spec said, from the current folder). `work`: where the run keeps its files (default:
-    BUNDLE/work). `port`: of the rendezvous; 0: a free one. Raises a RunError for everything that a user can cause.
+    BUNDLE/work). `port`: of the rendezvous; 0: a free one. `retries`: of each stage (default: what the bundle says of it).
+    Raises a RunError for everything that a user can cause.
     """
     console = open_console()
     opened = open_bundle(bundle)
@@ -49,13 +54,13 @@ def run_bundle(
         show = Show(console, len(set(only)) or len(opened.stages))
         try:
             with show:
-                execute(opened, workspace, show, only=only, start=start, port=port)
+                execute(opened, workspace, show, only=only, start=start, port=port, retries=retries)
         except KeyboardInterrupt:
             _print_state(console, opened, workspace)
             console.print("interrupted; the same command goes on from here")
             return INTERRUPTED
         except RunError:
-            if show.started:
+            if show.started and workspace.work.is_dir():
                 _print_state(console, opened, workspace)
                 _report(console, opened, workspace)
             raise
@@ -65,33 +70,31 @@ def run_bundle(
     return 0
 
 
-def status_bundle(bundle: Path, *, data_root: Path | None = None, work: Path | None = None) -> int:
-    """Print the table of stages from disk, and which ones `run_bundle` would run and why. Writes nothing. Returns 0."""
-    console = open_console()
+def status_bundle(
+    bundle: Path, *, data_root: Path | None = None, work: Path | None = None, as_json: bool = False
+) -> int:
+    """Print the table of stages from disk, and which ones `run_bundle` would run and why; `as_json`: one JSON object instead.
+
+    Writes nothing, works while a run is executing. Returns 0.
+    """
     opened = open_bundle(bundle)
     workspace = _workspace(opened, data_root, work)
+    status = read_status(opened, workspace, reasons=True)
+    if as_json:
+        print(json.dumps(asdict(status), indent=2, ensure_ascii=False))
+        return 0
+    console = open_console()
     for note in edited_files(opened):
         console.print(printable(note))
-    _print_state(console, opened, workspace)
-    if is_locked(workspace.work):
-        console.print("a run is executing now")
+    _print_status(console, status, workspace)
+    if status.runner:
+        console.print(printable(f"a run is executing now: {status.runner}"))
         return 0
-    state, hashes = RunState(workspace.work, opened.manifest.run_id), Hashes(workspace.work)
-    outputs: dict[str, str] = {}
-    waiting: set[str] = set()  # stages that would run
-    for stage in opened.stages:
-        folder = workspace.stage(stage.name)
-        outputs[stage.name] = output_id(folder, hashes)
-        inputs = inputs_of(stage, outputs, workspace.data_root, hashes)
-        reason = reason_to_run(stage, state[stage.name], opened.program_id(stage), inputs, folder, hashes)
-        before = [need for need in stage.needs if need in waiting]
-        if reason:
-            waiting.add(stage.name)
-            console.print(printable(f"{stage.name}: would run: {reason}"))
-        elif before:
-            waiting.add(stage.name)
-            console.print(printable(f"{stage.name}: would run if the output of {before[0]} changes"))
-    if not waiting:
+    to_run = [stage for stage in status.stages if stage.would_run]
+    for stage in to_run:
+        reason = str(stage.would_run)
+        console.print(printable(f"{stage.name}: would run{' ' if reason.startswith('if ') else ': '}{reason}"))
+    if not to_run:
         console.print("every stage is done")
     return 0
 
@@ -107,15 +110,17 @@ def _real(path: Path) -> Path:
 
 
 def _print_state(console: Console, opened: Bundle, workspace: Workspace) -> None:
-    state, locked = RunState(workspace.work, opened.manifest.run_id), is_locked(workspace.work)
+    _print_status(console, read_status(opened, workspace, reasons=False), workspace)
+
+
+def _print_status(console: Console, status: Status, workspace: Workspace) -> None:
     rows = []
-    for stage in opened.stages:
-        now = state[stage.name]
-        # "running" with nobody there: the runner was killed, and its stages with it.
-        word = "interrupted" if now.state == "running" and not locked else now.state
-        key_figure = str(read_json(workspace.stage(stage.name).summary).get("key_figure", ""))
-        figure = key_figure if now.state == "done" else now.note
-        rows.append((stage.name, word, format_duration(now.duration_s) if now.attempts else "", figure))
+    for stage in status.stages:
+        figure = stage.key_figure if stage.state == "done" else stage.note
+        if stage.state == "running":
+            since = datetime.fromisoformat(stage.started).timestamp()
+            figure = how_far(stage.progress, read_new_row(workspace.stage(stage.name), since))
+        rows.append((stage.name, stage.state, format_duration(stage.duration_s) if stage.attempts else "", figure))
     console.print()
     print_table(console, HEADER, rows)
 
@@ -129,8 +134,9 @@ def _print_sample(console: Console, opened: Bundle, workspace: Workspace) -> Non
 
 def _report(console: Console, opened: Bundle, workspace: Workspace) -> None:
     try:
-        path = write_report(opened.path, opened.manifest, workspace)
-    except MissingExtra as error:  # the run itself lacks nothing
+        with unusable_work(workspace.work):
+            path = write_report(opened.path, opened.manifest, workspace)
+    except (MissingExtra, BundleError, DiskFull) as error:  # the run itself lacks nothing
         console.print(printable(f"\nno report: {error}"))
         return
     console.print(printable(f"\nreport: {path}"))

@@ -4,6 +4,7 @@ Programs name other stages, never paths; this module turns names into folders. A
 bundle beside itself; the runner says otherwise through two environment variables.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -75,11 +76,29 @@ def open_workspace() -> Workspace:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by a file that holds `text`: a reader sees the old or the new one, never a piece."""
+    """Replace `path` by a file that holds `text`: a reader sees the old or the new one, never a piece.
+
+    That also holds where the machine loses power, and where the disk is full (OSError: the old one stays).
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
+    try:
+        with scratch.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            scratch.unlink()
+        raise
+
+
+def remove_scratch(folder: Path) -> None:
+    """Delete what `write_atomically` left in `folder` when its process was killed. Nothing else may write there meanwhile."""
+    for path in folder.glob(".*.*"):
+        if path.suffix[1:].isdigit():
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

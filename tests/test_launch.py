@@ -509,15 +509,44 @@ def test_a_port_in_use_is_refused_before_anything_starts(bundle: Made) -> None:
     assert {row["MASTER_PORT"] for row in bundle.trace() if row["name"] == "two"} == {str(port)}
 
 
-def test_two_runs_of_one_folder_do_not_meet(chain: Made) -> None:
+def test_two_runs_of_one_folder_do_not_meet(bundle: Made) -> None:
+    """The message names the other run; a runner that was killed holds nothing, and the next one says whose run that was."""
+    bundle.add("sleeper", SLEEP_ONCE)
+    with started(bundle) as process:
+        wait_for(lambda: asleep(bundle, 1))
+        who = rf"process {process.pid} on {re.escape(socket.gethostname())} since 20\d\d-\S+\+00:00"
+        err = bundle.run(code=27).err
+        assert re.fullmatch(
+            rf"error: {bundle.path}/work: another run is executing there \({who}\); wait for it, stop it, .*\n", err
+        )
+        assert re.search(rf"^a run is executing now: {who}$", bundle.run(verb="status").out, re.MULTILINE)
+        process.kill()
+        process.wait()
+    said = bundle.run()
+    assert re.search(rf"^an earlier run was killed: {who}$", said.out, re.MULTILINE)
+    assert "was killed" not in bundle.run().out, "a run that ended left its lock in order"
+    assert (bundle.path / "work/run.lock").read_text() == ""
+
+
+def test_a_glance_at_the_lock_is_no_other_run(chain: Made) -> None:
+    """As `status` takes it, for a moment."""
     (chain.path / "work").mkdir()
     with (chain.path / "work" / "run.lock").open("w") as lock:
-        lock.write("4711")
-        lock.flush()
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        assert "another run is executing there (process 4711)" in chain.run(code=27).err
-    assert chain.ran() == []
-    chain.run()
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        with started(chain) as process:
+            time.sleep(0.2)
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            process.communicate()
+    assert process.returncode == 0
+
+
+def test_of_runs_that_start_at_the_same_instant_one_executes(chain: Made) -> None:
+    chain.edit("read", "leave(", "time.sleep(2)\nleave(")
+    runs = [subprocess.Popen(chain.command(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(4)]
+    for process in runs:
+        process.communicate(timeout=60)
+    assert sorted(process.returncode for process in runs) == [0, 27, 27, 27]
+    assert chain.ran() == ["read", "count", "close"]
 
 
 def test_a_manifest_of_another_version_is_refused(chain: Made) -> None:

@@ -1,13 +1,14 @@
 """Executes a bundle: stage after stage, each only if it is not done."""
 
+import contextlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
-from trainwright.runtime.errors import DataError, RunError, StageFailed, Unsupported
+from trainwright.runtime.errors import DataError, RankKilled, RunError, StageFailed, Unsupported
 from trainwright.runtime.launch.bundle import Bundle, choose_stages
+from trainwright.runtime.launch.failure import find_failure, stage_error
 from trainwright.runtime.launch.identity import (
     Hashes,
     changed_input,
@@ -17,38 +18,46 @@ from trainwright.runtime.launch.identity import (
     reason_to_run,
     require_inputs,
 )
-from trainwright.runtime.launch.local import (
-    Running,
-    blame,
-    check_port,
-    find_failure,
-    launch_stage,
-    stage_error,
-    stop_stage,
-    wait_stage,
-)
+from trainwright.runtime.launch.local import Running, check_port, launch_stage, stop_stage, wait_stage
+from trainwright.runtime.launch.lock import Lock, end_survivors, lock_work, now
+from trainwright.runtime.launch.packages import require_packages
+from trainwright.runtime.launch.previous import delete_old, set_aside
 from trainwright.runtime.launch.show import Show
-from trainwright.runtime.launch.state import RunState, lock_work, now
+from trainwright.runtime.launch.state import RunState
 from trainwright.runtime.manifest import Stage
 from trainwright.runtime.reading import format_duration, read_json
-from trainwright.runtime.workspace import StageFolder, Workspace
+from trainwright.runtime.workspace import Workspace, remove_scratch
+
+PAUSE_S, LONGEST_PAUSE_S = 2.0, 120.0  # before the first retry of a stage, doubled with each; at most
 
 
 def execute(
-    bundle: Bundle, workspace: Workspace, show: Show, *, only: Sequence[str] = (), start: str = "", port: int = 0
+    bundle: Bundle,
+    workspace: Workspace,
+    show: Show,
+    *,
+    only: Sequence[str] = (),
+    start: str = "",
+    port: int = 0,
+    retries: int | None = None,
 ) -> None:
     """Run the chosen stages that are not done, in order. Raises a RunError at the first one that fails.
 
-    Raises BundleBusy, BundleError, DataError, PortInUse or Unsupported before anything has been started. KeyboardInterrupt passes
-    through, after the running stage's processes were ended and its state was written.
+    `retries`: of each stage, in place of the manifest's. Raises BundleBusy, BundleError, DataError, MissingExtra, PortInUse or
+    Unsupported before anything has been started. KeyboardInterrupt passes through, after the running stage's processes were
+    ended and its state was written.
     """
     chosen, forced = choose_stages(bundle, only, start)
     _require_runnable(bundle, workspace, chosen, port)
-    with lock_work(workspace.work):
+    with lock_work(workspace.work) as lock:
+        if lock.left_by:
+            show.say(f"an earlier run was killed: {lock.left_by}")
+        end_survivors(workspace.work, show.say)
+        remove_scratch(workspace.work)
         state = RunState(workspace.work, bundle.manifest.run_id)
-        for name in state.release_stale():
-            show.say(f"{name}: an earlier run was killed while this stage was running")
-        run = _Run(bundle, workspace, show, state, Hashes(workspace.work), port)
+        run = _Run(bundle, workspace, show, state, Hashes(workspace.work), lock, port, retries)
+        run.release_stale()
+        require_packages(stage for stage in chosen if stage.name in forced or state[stage.name].state != "done")
         outputs = run.outputs_of_others(chosen)
         for stage in chosen:
             outputs[stage.name] = run.bring_up_to_date(
@@ -89,7 +98,20 @@ class _Run:
     show: Show
     state: RunState
     hashes: Hashes
+    lock: Lock
     port: int
+    retries: int | None
+
+    def release_stale(self) -> None:
+        """What a killed runner left "running": done where only the note of it is missing, else interrupted."""
+        stages = {stage.name: stage for stage in self.bundle.stages}
+        for name in self.state.stale():
+            stage, folder = stages.get(name), self.workspace.stage(name)
+            if stage and self.state[name].exit_code == 0 and not missing_outputs(stage, folder):
+                self._complete(stage, self.state[name].duration_s)
+            else:
+                self.show.say(f"{name}: an earlier run was killed while this stage was running")
+                self.state.interrupt(name)
 
     def outputs_of_others(self, chosen: Sequence[Stage]) -> dict[str, str]:
         """Output ids of stages that chosen ones need and that are not chosen. Raises DataError where one is not done."""
@@ -101,7 +123,8 @@ class _Run:
                 folder, state = self.workspace.stage(need), self.state[need].state
                 missing = missing_outputs(other, folder)
                 if state != "done" or missing:
-                    what = f"its {missing[0]} is gone" if state == "done" else f"it is {state}"
+                    note = f": {self.state[need].note}" if self.state[need].note else ""
+                    what = f"its {missing[0]} is gone" if state == "done" else f"it is {state}{note}"
                     raise DataError(
                         f"{stage.name}: needs stage {need}, which is not done ({what}); run that first: --only {need}"
                     )
@@ -118,6 +141,7 @@ class _Run:
         if not reason:
             self.show.say(f"{stage.name}: unchanged, done at {before.ended}")
             return before.output_id
+        require_packages([stage])
         # A done stage whose program alone changed may still find its checkpoints: another layout resumes them, and a stage
         # that trains something else knows by its run_id.
         afresh = before.attempts > 0 and (forced != "" or changed_input(before.inputs, inputs) != "")
@@ -126,9 +150,32 @@ class _Run:
             self.show.say(f"{stage.name}: runs")
         else:
             self.show.say(f"{stage.name}: {'runs again' if afresh or attempt.replaces else 'goes on'}: {reason}")
-        result = self._attempt(stage, attempt)
+        result = self._until_done(stage, attempt)
         self.hashes.save()
+        used = [self.workspace.data_root / text for other in self.bundle.stages for text in other.inputs]
+        for path in delete_old(folder, used):
+            self.show.say(f"{stage.name}: deleted {path}, which newer ones have replaced")
         return result
+
+    def _until_done(self, stage: Stage, attempt: _Attempt) -> str:
+        """The output id, after as many attempts as failures allow that are nobody's mistake."""
+        retries = stage.retries if self.retries is None else self.retries
+        failures = 0
+        while True:
+            try:
+                return self._attempt(stage, attempt)
+            except (RankKilled, StageFailed):
+                failures += 1
+                if failures > retries:
+                    raise
+            pause_s = min(PAUSE_S * 2 ** (failures - 1), LONGEST_PAUSE_S)
+            self.show.finish(ended=False)
+            self.show.say(
+                f"{stage.name}: failed ({self.state[stage.name].note}); starts again in {format_duration(pause_s)}"
+                f" (retry {failures} of {retries})"
+            )
+            time.sleep(pause_s)
+            attempt = replace(attempt, number=attempt.number + 1, afresh=False, replaces=False)
 
     def _attempt(self, stage: Stage, attempt: _Attempt) -> str:
         folder, spent_s = self.workspace.stage(stage.name), self.state[stage.name].duration_s
@@ -137,6 +184,9 @@ class _Run:
             kept = set_aside(folder, attempt.number - 1, all_of_it=attempt.afresh)
             if kept:
                 self.show.say(f"{stage.name}: what it left before is kept in {kept}")
+        self.lock.check()
+        end_survivors(self.workspace.work, self.show.say)  # of the attempt before: its ranks' own processes
+        remove_scratch(folder.path)
         folder.progress.unlink(missing_ok=True)
         header = f"=== {stage.name}: attempt {attempt.number}, {now()}"
         begun = time.monotonic() - spent_s
@@ -144,11 +194,15 @@ class _Run:
         try:
             self.state.begin(stage.name, attempt.number, attempt.program_id, attempt.inputs, spent_s)
             self.show.start(stage.name, folder)
-            exit_code = wait_stage(running, self.show.poll)
+            exit_code = wait_stage(running, self._poll)
+            self.lock.check()
         except KeyboardInterrupt:
             self.show.say(f"{stage.name}: is being stopped (Ctrl-C again: at once)")
             stop_stage(running)
             self.state.end(stage.name, "interrupted", time.monotonic() - begun, note="stopped by a signal")
+            raise
+        except BaseException:  # the work folder is gone, the disk is full, the terminal is closed
+            stop_stage(running)
             raise
         spent_s = time.monotonic() - begun
         if exit_code != 0:
@@ -159,6 +213,16 @@ class _Run:
             self.state.end(stage.name, "failed", spent_s, exit_code=0, note=note)
             log = running.logs / "rank-0.log"
             raise StageFailed(f"{stage.name}: its program ended without an error, but {note}; see {log}")
+        self.state.program_ended(stage.name, spent_s)
+        return self._complete(stage, spent_s)
+
+    def _poll(self) -> None:
+        self.lock.check()
+        self.show.poll()
+
+    def _complete(self, stage: Stage, spent_s: float) -> str:
+        """The program has left its output: identify it, and the stage is done."""
+        folder = self.workspace.stage(stage.name)
         result = output_id(folder, self.hashes)
         self.state.end(stage.name, "done", spent_s, exit_code=0, output_id=result)
         key_figure = str(read_json(folder.summary).get("key_figure", ""))
@@ -167,31 +231,7 @@ class _Run:
 
     def _raise_failure(self, running: Running, exit_code: int, spent_s: float) -> NoReturn:
         failure = find_failure(running, exit_code)
-        error: RunError = stage_error(running, failure)
-        note = blame(running.stage, failure)
-        self.state.end(running.stage.name, "failed", spent_s, exit_code=failure.exit_code, note=note)
+        error, note = stage_error(running, failure, self.workspace.work)
+        with contextlib.suppress(RunError):  # a disk that is full for the state as well: `error` says more
+            self.state.end(running.stage.name, "failed", spent_s, exit_code=failure.exit_code, note=note)
         raise error
-
-
-def set_aside(folder: StageFolder, attempt: int, *, all_of_it: bool) -> Path | None:
-    """Move what earlier attempts left to `previous-<attempt>/`: the output, or all but the logs. That folder, or None where
-    there was nothing.
-
-    A program resumes what it finds. It must not find the work on other inputs, nor may that be lost.
-    """
-    if not folder.path.is_dir():
-        return None
-    names = sorted(path.name for path in folder.path.iterdir())
-    stays = [folder.log.name] if all_of_it else [name for name in names if name != folder.output.name]
-    found = [name for name in names if name not in stays and not name.startswith("previous-")]
-    if not found:
-        return None
-    number = attempt
-    while (
-        target := folder.path / f"previous-{number}"
-    ).exists():  # attempts are counted anew where state.json was deleted
-        number += 1
-    target.mkdir()
-    for name in found:
-        (folder.path / name).rename(target / name)
-    return target

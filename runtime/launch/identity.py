@@ -11,7 +11,9 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from trainwright.runtime.disk import unusable_work
 from trainwright.runtime.errors import DataError, Unsupported
+from trainwright.runtime.launch.saved import model_id
 from trainwright.runtime.launch.state import StageState
 from trainwright.runtime.manifest import Stage
 from trainwright.runtime.workspace import StageFolder, write_json
@@ -61,8 +63,10 @@ class Hashes:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16] if lines else ""
 
     def save(self) -> None:
+        """Raises BundleError or DiskFull where it cannot be written."""
         if self._changed:
-            write_json(self._path, self._known)
+            with unusable_work(self._work):
+                write_json(self._path, self._known)
             self._changed = False
 
 
@@ -98,13 +102,15 @@ def _unreadable(path: Path, error: OSError) -> DataError:
 
 
 def require_inputs(stage: Stage, data_root: Path) -> None:
-    """Raises DataError where one of the user's globs matches nothing or a file that cannot be read.
+    """Raises DataError where one of the user's globs matches nothing or a file that cannot be read, or a folder holds no model.
 
     Raises Unsupported for a connector that is not known.
     """
     for pattern in stage.inputs:
         if pattern.startswith(CONNECTOR):
             _connector_version(stage, pattern)
+        elif (data_root / pattern).is_dir():
+            _saved_model(stage, data_root / pattern)
         elif not _matches(pattern, data_root):
             raise DataError(
                 f"{stage.name}: no file matches {pattern} below {data_root}; put the files there, say where they are with"
@@ -119,12 +125,24 @@ def _connector_version(stage: Stage, text: str) -> str:
     return CONNECTOR_VERSIONS[name]()
 
 
+def _saved_model(stage: Stage, path: Path) -> str:
+    try:
+        return model_id(path)
+    except DataError as error:
+        raise DataError(f"{stage.name}: {error}") from None
+
+
 def inputs_of(stage: Stage, outputs: dict[str, str], data_root: Path, hashes: Hashes) -> dict[str, str]:
-    """The identity of each input: outputs of the stages it needs (`outputs`, by name), files of the user, connectors."""
+    """The identity of each input: outputs of the stages it needs (`outputs`, by name), files of the user, models that another
+    bundle saved, connectors."""
     found = {f"stage:{need}": outputs.get(need, "") for need in stage.needs}
     for text in stage.inputs:
-        is_connector = text.startswith(CONNECTOR)
-        found[text] = _connector_version(stage, text) if is_connector else hashes.files(_matches(text, data_root))
+        if text.startswith(CONNECTOR):
+            found[text] = _connector_version(stage, text)
+        elif (data_root / text).is_dir():
+            found[text] = _saved_model(stage, data_root / text)
+        else:
+            found[text] = hashes.files(_matches(text, data_root))
     return found
 
 

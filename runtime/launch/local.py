@@ -1,10 +1,7 @@
-"""The local backend: a stage's processes on this machine, their logs, and what is known of their end."""
+"""The local backend: starts a stage's processes on this machine, waits for them, stops them."""
 
 import contextlib
-import importlib.util
-import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -14,22 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainwright.runtime import errors
+from trainwright.runtime.disk import unusable_work
+from trainwright.runtime.launch.lock import PROCESSES_FILE
 from trainwright.runtime.manifest import Stage
-from trainwright.runtime.reading import read_tail
 from trainwright.runtime.workspace import DATA_ROOT_VARIABLE, WORK_VARIABLE, Workspace
 
 FAILURES_FILE = "failures.json"  # torchrun.py writes it; named again here because that module imports torch
-TAIL_LINES = 20
 POLL_S = 0.2  # how often a running stage is looked at
 GRACE_S = 45.0  # from SIGTERM to SIGKILL; torchrun's agent itself gives its ranks 30 s
-
-
-@dataclass(frozen=True)
-class Failure:
-    """The process to blame. `exit_code` is negative for a signal; `rank` is -1 where torchrun itself failed."""
-
-    rank: int
-    exit_code: int
 
 
 @dataclass(frozen=True)
@@ -61,20 +50,21 @@ def check_port(port: int) -> None:
 def launch_stage(bundle: Path, stage: Stage, workspace: Workspace, port: int, header: str) -> Running:
     """Start the stage's processes. `port` 0: a free one. `header` is the line that begins this attempt in each log.
 
-    Raises PortInUse, and MissingExtra where torch is needed and not installed.
+    Raises PortInUse, and BundleError or DiskFull where the work folder takes no logs.
     """
     logs = workspace.stage(stage.name).log
-    logs.mkdir(parents=True, exist_ok=True)
-    (logs / FAILURES_FILE).unlink(missing_ok=True)
+    with unusable_work(workspace.work):
+        logs.mkdir(parents=True, exist_ok=True)
+        (logs / FAILURES_FILE).unlink(missing_ok=True)
     program = str((bundle / stage.program).resolve())
-    child = [sys.executable, "-P", "-m", "trainwright.runtime.launch.child"]  # -P: no module of the current folder
+    lock = str(workspace.work / PROCESSES_FILE)
+    # -P: no module of the current folder
+    child = [sys.executable, "-P", "-m", "trainwright.runtime.launch.child", str(os.getpid()), lock]
     if stage.launcher == "torchrun":
-        if importlib.util.find_spec("torch") is None:
-            raise errors.MissingExtra(f"{stage.name}: needs torch; install it with pip install 'trainwright[run]'")
         if port:
             check_port(port)
         agent = [sys.executable, "-P", "-m", "trainwright.runtime.launch.torchrun"]
-        agent += [str(stage.processes_per_node), str(port), str(logs), header, program]
+        agent += [str(stage.processes_per_node), str(port), lock, str(logs), header, program]
         command = [*child, str(logs / "torchrun.log"), header, *agent]
     else:
         command = [*child, str(logs), header, sys.executable, program]
@@ -137,64 +127,3 @@ def stop_stage(running: Running) -> None:
             running.process.wait(timeout=GRACE_S)
         os.killpg(group, signal.SIGKILL)  # what ignored it; the ranks, groups of their own, die with the agent
     running.process.wait()
-
-
-def find_failure(running: Running, exit_code: int) -> Failure:
-    """Which process to blame for a non-zero `exit_code`.
-
-    When one rank ends, its peers fail because of it, within the agent's polling interval: a signal from outside explains more
-    than an exit code, a message of the runtime's own more than a traceback, and SIGTERM is what the agent sent.
-    """
-    if running.stage.launcher != "torchrun":
-        return Failure(0, exit_code)
-    try:
-        failures = [Failure(**item) for item in json.loads((running.logs / FAILURES_FILE).read_text(encoding="utf-8"))]
-    except (OSError, ValueError):
-        return Failure(-1, exit_code)
-
-    def order(failure: Failure) -> int:
-        if failure.exit_code < 0:
-            return 3 if failure.exit_code == -signal.SIGTERM else 0
-        return 1 if failure.exit_code in _OWN_ERRORS else 2
-
-    return min(failures, key=order)
-
-
-_OWN_ERRORS = {kind.exit_code: kind for kind in errors.RunError.__subclasses__()}
-
-
-def stage_error(running: Running, failure: Failure) -> errors.RunError:
-    """The error to raise for `failure`: what ended, how, and the last lines of its log."""
-    name = running.stage.name
-    log = running.logs / ("torchrun.log" if failure.rank < 0 else f"rank-{failure.rank}.log")
-    tail = read_tail(log, running.log_starts.get(log.name, 0))
-    lines = [line for line in tail if line.strip() and line != running.header]
-    own = _OWN_ERRORS.get(failure.exit_code)
-    said = [index for index, line in enumerate(lines) if line.startswith("error: ")]
-    if own and said:
-        message = [lines[said[-1]].removeprefix("error: ")]
-        for line in lines[said[-1] + 1 :]:
-            if not line.startswith(" "):
-                break
-            message.append(line)
-        return own("\n".join([f"{name}: {message[0]}", *message[1:], f"  log: {log}"]))
-    absent = re.match(r"ModuleNotFoundError: No module named '(?!trainwright)([\w.]+)'", lines[-1]) if lines else None
-    if absent:
-        fix = "what stages need is installed by pip install 'trainwright[run]'"
-        return errors.MissingExtra(f"{name}: the package {absent[1]} is not installed; {fix}\n  log: {log}")
-    what = f"{name}: {blame(running.stage, failure)}"
-    end = "\n".join(f"  | {line}" for line in lines[-TAIL_LINES:])
-    kind = errors.RankKilled if failure.exit_code < 0 else errors.StageFailed
-    return kind(f"{what}; its log ends so:\n{end}\n  log: {log}" if end else f"{what}; its log is empty: {log}")
-
-
-def blame(stage: Stage, failure: Failure) -> str:
-    """How the process ended, in a few words."""
-    who = "torchrun" if failure.rank < 0 else f"rank {failure.rank} of {stage.processes_per_node}"
-    if failure.exit_code >= 0:
-        return f"{who} ended with exit code {failure.exit_code}"
-    with contextlib.suppress(ValueError):
-        name = signal.Signals(-failure.exit_code).name
-        hint = " (often the out-of-memory killer: see dmesg)" if name == "SIGKILL" else ""
-        return f"{who} was killed by {name}{hint}"
-    return f"{who} was killed by signal {-failure.exit_code}"

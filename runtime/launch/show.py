@@ -6,9 +6,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as LiveProgress
 from rich.text import Text
 
+from trainwright.runtime.launch.status import Progress, read_progress
 from trainwright.runtime.reading import format_duration, is_number, printable, read_json, read_last_row
 from trainwright.runtime.workspace import StageFolder
 
@@ -32,13 +34,26 @@ def figures(row: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def read_new_row(folder: StageFolder, since: float) -> dict[str, Any]:
+    """The last row of the stage's metrics, if it was written after `since` (seconds of the epoch): by this attempt."""
+    try:
+        return read_last_row(folder.metrics) if folder.metrics.stat().st_mtime >= since else {}
+    except OSError:
+        return {}
+
+
+def how_far(progress: Progress | None, row: dict[str, Any]) -> str:
+    """ "120 of 710 steps; loss 3.214, 5,120 tokens/s", or as much of it as is known."""
+    return "; ".join(part for part in (str(progress or ""), figures(row)) if part)
+
+
 class Show:
     """Prints a run. Use as a context: the live display ends with it."""
 
     def __init__(self, console: Console, num_stages: int) -> None:
         self.console = console
         self.started = 0  # stages whose processes were started
-        self._live: Progress | None = None
+        self._live: LiveProgress | None = None
         self._folder: StageFolder | None = None
         self._name, self._since, self._read_at, self._printed_at = "", 0.0, 0.0, 0.0
         if console.is_terminal:
@@ -50,7 +65,7 @@ class Show:
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[figures]}"),
             )
-            self._live = Progress(*columns, console=console, transient=True, refresh_per_second=4)
+            self._live = LiveProgress(*columns, console=console, transient=True, refresh_per_second=4)
             self._all = self._live.add_task("stages", total=num_stages, count=f"0/{num_stages}", figures="")
             self._num, self._task = num_stages, TaskID(-1)
 
@@ -83,16 +98,14 @@ class Show:
         if self._folder is None or moment - self._read_at < READ_EVERY_S:
             return
         self._read_at = moment
-        progress, row = read_json(self._folder.progress), {}
-        if self._folder.metrics.exists() and self._folder.metrics.stat().st_mtime >= self._since:
-            row = read_last_row(self._folder.metrics)
-        done, total, unit = progress.get("done", 0), progress.get("total", 0), progress.get("unit", "")
-        count = f"{done:,} of {total:,} {unit}" if total else ""
+        progress, row = read_progress(read_json(self._folder.progress)), read_new_row(self._folder, self._since)
         if self._live:
-            self._live.update(self._task, completed=done, total=total or None, count=count, figures=figures(row))
+            done, total = (progress.done, progress.total) if progress else (0, None)
+            count = str(progress or "")
+            self._live.update(self._task, completed=done, total=total, count=count, figures=figures(row))
         elif moment - self._printed_at >= PLAIN_EVERY_S:
             self._printed_at = moment
-            known = "; ".join(part for part in (count, figures(row)) if part) or "running"
+            known = how_far(progress, row) or "running"
             self.say(f"{self._name}: {known} ({format_duration(time.time() - self._since)})")
 
     def finish(self, ended: bool) -> None:

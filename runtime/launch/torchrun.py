@@ -1,4 +1,4 @@
-"""One node's ranks through torchrun's own agent: `... -m trainwright.runtime.launch.torchrun PROCESSES PORT LOGS HEADER PROGRAM`.
+"""One node's ranks through torchrun's own agent: `... launch.torchrun PROCESSES PORT LOCK LOGS HEADER PROGRAM`.
 
 A process of its own, because it imports torch. It differs from the `torchrun` command in this: each rank's output goes to one
 file that later attempts append to, a rank dies with the agent, and failures are left as JSON for the runner.
@@ -19,7 +19,7 @@ FAILURES_FILE = "failures.json"
 
 
 def main() -> None:
-    processes, port, logs, header, program = sys.argv[1:]
+    processes, port, lock, logs, header, program = sys.argv[1:]
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -35,9 +35,9 @@ def main() -> None:
         start_method="spawn",
         logs_specs=DefaultLogsSpecs(log_dir=os.devnull),  # child.py writes the logs
     )
-    command = ("-P", "-m", "trainwright.runtime.launch.child", logs, header, sys.executable, program)
+    child = ("-P", "-m", "trainwright.runtime.launch.child", str(os.getpid()), lock, logs, header)
     try:
-        elastic_launch(config, sys.executable)(*command)
+        elastic_launch(config, sys.executable)(*child, sys.executable, program)
     except ChildFailedError as error:
         # In the order in which they were seen; what the agent itself ended because of the first one comes with SIGTERM.
         failures = [{"rank": rank, "exit_code": failure.exitcode} for rank, failure in error.failures.items()]

@@ -1,11 +1,14 @@
 """One module a stage: an emitted program calls its verb `run(stage=..., ...)`. Stages meet only through files."""
 
 import functools
+import os
 import sys
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import NoReturn, ParamSpec, TypeVar
 
+from trainwright.runtime.disk import disk_full, is_disk_full
 from trainwright.runtime.errors import INTERRUPTED, RunError
+from trainwright.runtime.workspace import open_workspace
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -14,7 +17,8 @@ _R = TypeVar("_R")
 def stage_verb(verb: Callable[_P, _R]) -> Callable[_P, _R]:
     """Make `verb` end its process as a user expects: a RunError as `error: <message>` on stderr and its exit code.
 
-    Ctrl-C exits with `errors.INTERRUPTED`. Any other exception is a defect of ours and keeps its traceback.
+    A full disk is DiskFull, whoever found it. Ctrl-C exits with `errors.INTERRUPTED`. Any other exception is a defect of ours
+    and keeps its traceback.
     """
 
     @functools.wraps(verb)
@@ -22,12 +26,23 @@ def stage_verb(verb: Callable[_P, _R]) -> Callable[_P, _R]:
         try:
             return verb(*args, **kwargs)
         except RunError as error:
-            sys.stdout.flush()  # the log keeps its order
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            sys.exit(error.exit_code)
+            _end(str(error), error.exit_code)
         except KeyboardInterrupt:
-            sys.stdout.flush()
-            print("error: interrupted", file=sys.stderr, flush=True)
-            sys.exit(INTERRUPTED)
+            _end("interrupted", INTERRUPTED)
+        except BaseException as error:  # torch's CheckpointException is no Exception
+            if isinstance(error, SystemExit) or not is_disk_full(error):
+                raise
+            full = disk_full(open_workspace().work)
+            _end(str(full), full.exit_code)
 
     return call
+
+
+def _end(message: str, exit_code: int) -> NoReturn:
+    try:
+        sys.stdout.flush()  # the log keeps its order
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    except OSError:  # a log on a full disk: the exit code tells, unless Python's last flush fails as well
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(exit_code)
