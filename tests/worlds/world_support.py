@@ -12,7 +12,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -268,11 +268,26 @@ def build(case: Case, initial: dict[str, Tensor] | None = None) -> model.Model:
     used, _ = here.adapt(written)
     built = model.build(used, embedding, here)
     if initial is not None:
-        with torch.no_grad():
-            for name, parameter in named(built):
-                parameter.copy_(shard(initial[name], parameter, name, gated=used.model.gated_linear_unit))
+        copy_weights(built, initial)
         built.optimizer.reload_model_params()
     return built
+
+
+def build_frozen(case: Case, initial: dict[str, Tensor] | None = None) -> model.Model:
+    """As `build`, without an optimizer."""
+    here = parallel.start(case.layout, seed=1)
+    written, embedding = literals(case)
+    used, _ = here.adapt(replace(written, ddp=None, optimizer=None))
+    built = model.build_frozen(used, embedding, here)
+    if initial is not None:
+        copy_weights(built, initial)
+    return built
+
+
+def copy_weights(built: model.Model, whole: dict[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, parameter in named(built):
+            parameter.copy_(shard(whole[name], parameter, name, gated=built.config.gated_linear_unit))
 
 
 def train(built: model.Model, steps: Sequence[int], task: Task = TEXT) -> Record:
