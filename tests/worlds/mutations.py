@@ -21,7 +21,7 @@ class Mutation:
     """The calls of `operation` in whose call stack each of `callers` occurs, as part of "file.py:Class.function"."""
 
     name: str
-    operation: str  # "all_reduce" | "all_gather" | "reduce_scatter" | "receive"
+    operation: str  # "all_reduce" | "all_gather" | "reduce_scatter" | "broadcast" | "receive"
     callers: tuple[str, ...]  # for "receive": methods of P2PCommunicator
     turn: int | None = None  # of three calls that follow each other: which
     but_not: str = "(none)"  # a caller that must not occur
@@ -55,7 +55,7 @@ class _Done:
         return True
 
 
-def _all_reduce(real: Callable[..., Any], hits: Hits) -> Callable[..., Any]:
+def _in_place(real: Callable[..., Any], hits: Hits) -> Callable[..., Any]:
     def call(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
         if hits.match():
             return _Done() if kwargs.get("async_op") else None
@@ -113,7 +113,8 @@ def applied(mutation: Mutation) -> Iterator[Hits]:
     hits = Hits(mutation)
     modules = (mappings, layers, param_and_grad_buffer)
     sites: list[tuple[Any, str, Callable[..., Any]]] = {
-        "all_reduce": [(dist, "all_reduce", _all_reduce)],
+        "all_reduce": [(dist, "all_reduce", _in_place)],
+        "broadcast": [(dist, "broadcast", _in_place)],
         "all_gather": [(module, "dist_all_gather_func", _all_gather) for module in modules],
         "reduce_scatter": [(module, "dist_reduce_scatter_func", _reduce_scatter) for module in modules],
         "receive": [(P2PCommunicator, method, _receive) for method in mutation.callers],

@@ -174,10 +174,10 @@ def test_what_is_missing_or_damaged_is_one_message(step: Path, tmp_path: Path) -
     copy = tmp_path / step.name
     shutil.copytree(step, copy)
     (copy / "tokenizer.json").unlink()
-    with pytest.raises(CheckpointError, match="has no tokenizer.json: copy there the one"):
+    with pytest.raises(CheckpointError, match=r"has no tokenizer\.json: copy there the one"):
         files_of(copy)
     (copy / "model.json").write_text('{"config": {}}')
-    with pytest.raises(CheckpointError, match="model.json does not describe a model"):
+    with pytest.raises(CheckpointError, match=r"model\.json does not describe a model"):
         read_model(copy)
     shutil.copy(step / "model.json", copy)
 
