@@ -122,7 +122,8 @@ def install() -> None:
     """
     global _installed
     # Megatron-Core 0.16.1 calls some collectives by names that newer torch deprecates.
-    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
+    for message in (r"`torch\.distributed\.\w+` is deprecated", "`load_state_dict` is deprecated", "Please use DTensor"):
+        warnings.filterwarnings("ignore", message=message, category=FutureWarning)
     _let_rope_fusion_be_written()
     if _installed or torch.cuda.is_available():
         return
