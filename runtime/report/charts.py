@@ -40,6 +40,9 @@ class Chart:
     html: str
 
 
+_Drawn = tuple[str, str, list[Curve], list[tuple[str, float]]]  # title, unit, curves, levels
+
+
 def plotly_script() -> str:
     """The text of plotly.js. Raises MissingExtra where plotly is not installed."""
     try:
@@ -58,7 +61,9 @@ def training_charts(stage: str, rows: Sequence[dict[str, Any]], expected_tokens_
         nats = perplexity_nats(rows, who)
         if nats is not None:
             levels.append((name, nats))
-    own = [(title, unit, [curve(rows, key, name) for key, name in keys], []) for title, unit, keys in FIGURES]
+    own: list[_Drawn] = [
+        (title, unit, [curve(rows, key, name) for key, name in keys], []) for title, unit, keys in FIGURES
+    ]
     shown = {key for _, _, keys in FIGURES for key, _ in keys}
     losses = [one for one in validation_curves(rows) if one.name not in shown]
     of_pairs = any(one.values for _, _, curves, _ in own for one in curves)

@@ -48,7 +48,7 @@ class Evaluation:
 def read_evaluation(results: Mapping[str, Any]) -> Evaluation | None:
     """The evaluation in a parsed `results.json`; None where there is none."""
     main, metrics = results.get("model"), results.get("metrics", {})
-    if main not in metrics:
+    if not isinstance(main, str) or main not in metrics:
         return None
     about, others = results.get("about", {}), [model for model in metrics if model != main]
     columns = [main, *(text for model in others for text in (model, f"{main} - {model}"))]

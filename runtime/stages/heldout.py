@@ -1,4 +1,4 @@
-"""How well a model that is being trained predicts held-out text: at a glance while it trains, exactly at the end."""
+"""How well a model predicts held-out text: at a glance while it is trained, exactly at the end, by window in an evaluation."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,7 @@ from trainwright.runtime.errors import DataError
 from trainwright.runtime.megatron import loop
 from trainwright.runtime.megatron.data import HeldOut, build_heldout
 from trainwright.runtime.megatron.model import Model
+from trainwright.runtime.megatron.packing import Sequence as Tokens
 from trainwright.runtime.megatron.parallel import data_rank
 from trainwright.runtime.stages import bigram
 
@@ -92,6 +93,17 @@ def score(model: Model, windows: HeldOut, chosen: Sequence[int], micro_batch: in
         nats, tokens = loop.evaluate_nats(model, batches)
         nats_sum, tokens_sum = nats_sum + nats, tokens_sum + tokens
     return nats_sum, tokens_sum
+
+
+def window_sequences(windows: HeldOut) -> list[Tokens]:
+    """The windows as sequences to score: every token but a window's first counts."""
+    sequences = []
+    for index in range(windows.num_windows):
+        row = windows.batch(index, 1)
+        count = int(row["loss_mask"].sum())
+        tokens = (int(row["tokens"][0, 0]), *row["labels"][0, :count].tolist())
+        sequences.append(Tokens(tokens, (0, *[1] * count)))
+    return sequences
 
 
 def _batch(windows: HeldOut, chosen: Sequence[int], size: int) -> loop.Batch:
