@@ -11,7 +11,8 @@ import numpy as np
 
 from trainwright.compiler.estimate.layouts import Bools, Layouts, one_layout
 from trainwright.compiler.metrics import list_metrics
-from trainwright.compiler.plan import Dpo, Layout, Plan, Sft, Shape, decided_leaves
+from trainwright.compiler.plan import Layout, Plan, Shape, decided_leaves
+from trainwright.compiler.plan_stages import Dpo, Sft
 
 
 @dataclass(frozen=True)

@@ -13,20 +13,10 @@ from typing import Any
 
 import jinja2
 
+from trainwright.compiler.emit_manifest import LAUNCHER_OF_KIND, settings_of, stage_entry
 from trainwright.compiler.errors import NotEmittedError
-from trainwright.compiler.plan import (
-    Dpo,
-    Evaluate,
-    Export,
-    Plan,
-    Records,
-    Sft,
-    Shape,
-    Source,
-    StagePlan,
-    Task,
-    write_plan,
-)
+from trainwright.compiler.plan import Plan, Shape, write_plan
+from trainwright.compiler.plan_stages import Dpo, Sft, StagePlan
 from trainwright.compiler.units import format_quantity
 from trainwright.runtime.manifest import (
     MANIFEST_FILE,
@@ -35,33 +25,9 @@ from trainwright.runtime.manifest import (
     Manifest,
     Stage,
     file_hash,
-    program_identity,
     write_manifest,
 )
 
-LAUNCHER_OF_KIND = {
-    "ingest": "python",
-    "curate": "python",
-    "tokenizer": "python",
-    "tokenize": "python",
-    "pretrain": "torchrun",
-    "sft": "torchrun",
-    "dpo": "torchrun",
-    "evaluate": "torchrun",
-    "export": "python",
-}
-_MEGATRON = ("torch", "megatron")
-# Top-level packages that a program imports and that the base installation lacks.
-_PACKAGES_OF_KIND: dict[str, tuple[str, ...]] = {
-    "curate": ("datatrove", "rensa"),
-    "tokenizer": ("tokenizers",),
-    "tokenize": (*_MEGATRON, "tokenizers"),
-    "pretrain": (*_MEGATRON, "tokenizers"),
-    "sft": (*_MEGATRON, "nemo", "transformers"),
-    "dpo": (*_MEGATRON, "nemo", "transformers"),
-    "evaluate": (*_MEGATRON, "transformers", "lm_eval"),
-    "export": (*_MEGATRON, "transformers"),
-}
 EXECUTABLE = frozenset({"launch.sh"})
 
 # Megatron-Core's words for ours (TransformerConfig of 0.16: recompute_*; selective recomputes the core attention,
@@ -110,7 +76,9 @@ def emit_bundle(plan: Plan) -> Bundle:
     for stage in plan.stages:
         template = environment.get_template(f"{stage.kind}.py.j2")
         contents[programs[stage.name]] = template.render(**_values(plan, stage, words, programs[stage.name]))
-    stages = tuple(_manifest_stage(plan, stage, programs[stage.name], contents) for stage in plan.stages)
+    stages = tuple(
+        stage_entry(plan, stage, programs[stage.name], contents[programs[stage.name]]) for stage in plan.stages
+    )
     rows = [_row(stage) for stage in stages]
     for name in ("launch.sh", "README.md"):
         contents[name] = environment.get_template(f"{name}.j2").render(plan=plan, words=words, stages=rows)
@@ -128,7 +96,7 @@ def emit_bundle(plan: Plan) -> Bundle:
 
 def _values(plan: Plan, stage: StagePlan, words: _Words, program: str) -> dict[str, Any]:
     """What the template of a stage names."""
-    given = _given(plan, stage)
+    given = settings_of(plan, stage)
     tuned = isinstance(given, Sft | Dpo)
     layout = plan.layout
     if stage.kind in ("evaluate", "export"):
@@ -147,12 +115,6 @@ def _values(plan: Plan, stage: StagePlan, words: _Words, program: str) -> dict[s
         "tuned": tuned,
         "rates": given.training if isinstance(given, Sft | Dpo) else plan.training,
     }
-
-
-def _given(plan: Plan, stage: StagePlan) -> Sft | Dpo | Evaluate | Export | None:
-    """The settings that a stage has of its own."""
-    entries: tuple[Sft | Dpo | Evaluate | Export, ...] = (*plan.sft, *plan.dpo, *plan.evaluate, *plan.export)
-    return next((entry for entry in entries if entry.stage == stage.name), None)
 
 
 def not_emitted(plan: Plan) -> list[str]:
@@ -232,46 +194,6 @@ def _needs_by_kind(plan: Plan, stage: StagePlan) -> dict[str, str]:
     """{kind: instance} of the stages that this one reads: programs name instances, templates ask by kind."""
     kinds = {other.name: other.kind for other in plan.stages}
     return {kinds[name]: name for name in stage.needs}
-
-
-def _manifest_stage(plan: Plan, stage: StagePlan, program: str, contents: Mapping[str, str]) -> Stage:
-    launcher = LAUNCHER_OF_KIND[stage.kind]
-    parallel = launcher == "torchrun"
-    return Stage(
-        name=stage.name,
-        kind=stage.kind,
-        program=program,
-        program_id=program_identity(contents[program]),
-        launcher=launcher,
-        nodes=plan.cluster.nodes if parallel else 1,
-        processes_per_node=plan.cluster.devices_per_node if parallel else 1,
-        needs=stage.needs,
-        inputs=_inputs(plan, stage),
-        outputs=("output",),
-        implied=stage.implied,
-        retries=stage.retries,
-        packages=_PACKAGES_OF_KIND.get(stage.kind, ()),
-    )
-
-
-def _inputs(plan: Plan, stage: StagePlan) -> tuple[str, ...]:
-    """What of the user's a stage reads: globs as written, connectors, and the checkpoints that are named by a path."""
-    given = _given(plan, stage)
-    reads: list[Source | Sft | Dpo | Records | Task] = []
-    models, files = [stage.initial], []
-    if stage.kind == "ingest":
-        reads += plan.data.sources
-    if isinstance(given, Sft | Dpo):
-        reads.append(given)
-    if isinstance(given, Sft):
-        files.append(given.chat_template)
-    if isinstance(given, Evaluate):
-        reads += [*given.conversations, *given.preferences, *given.tasks]
-        models += given.compare
-    names = {other.name for other in plan.stages}
-    found = [f"connector:{read.connector}" if read.connector else read.path for read in reads]
-    paths = [model for model in models if model not in names]
-    return tuple(dict.fromkeys(path for path in (*found, *files, *paths) if path))
 
 
 def _row(stage: Stage) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import difflib
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TextIO
 
 from rich.console import Console, Group, RenderableType
@@ -12,6 +12,7 @@ from rich.text import Text
 
 from trainwright.compiler.errors import UsageError
 from trainwright.compiler.plan import Plan, decided_leaves, leaves
+from trainwright.compiler.plan_stages import Dpo, Sft
 from trainwright.compiler.units import format_quantity
 
 _FILE_WIDTH = 100_000  # columns: in a file nothing is wrapped or cut
@@ -158,16 +159,50 @@ def _expected(plan: Plan) -> dict[str, str]:
 
 
 def _stages(plan: Plan) -> RenderableType:
+    settings = dict(_settings(plan))
     rows = [
         (
             stage.name,
             stage.kind if stage.kind != stage.name else "",
             "implied" if stage.implied else "written",
-            ", ".join(stage.needs),
+            ", ".join(dict.fromkeys(name for name in (stage.initial, *stage.needs) if name)),
+            settings.get(stage.name, ""),
         )
         for stage in plan.stages
     ]
-    return _table(("stage", "kind", "in the spec", "reads"), rows)
+    return _table(("stage", "kind", "in the spec", "reads", "settings"), rows)
+
+
+def _settings(plan: Plan) -> Iterator[tuple[str, str]]:
+    """(stage, what is particular to it, on one line)."""
+    for stage in plan.stages:
+        if stage.kind == "curate":
+            curation = plan.data.curation
+            near = (
+                f"near-duplicates from {curation.near_duplicates:g}" if curation.near_duplicates else "exact duplicates"
+            )
+            yield stage.name, f"{near}, personal data: {', '.join(curation.scrub) or 'kept'}"
+    for sft in plan.sft:
+        yield sft.stage, _tuned(plan, sft, 1)
+    for dpo in plan.dpo:
+        yield dpo.stage, f"{_tuned(plan, dpo, 2)}, beta {dpo.beta:g}, nll {dpo.nll:g}"
+    for evaluate in plan.evaluate:
+        records = [records.name for records in (*evaluate.conversations, *evaluate.preferences)]
+        measured = [*(["text"] if evaluate.text else []), *records, *(task.name for task in evaluate.tasks)]
+        gates = ", ".join(f"{gate.metric} {gate.threshold:g}" for gate in evaluate.gates)
+        beside = f", beside {', '.join(evaluate.compare)}" if evaluate.compare else ""
+        yield evaluate.stage, f"{', '.join(measured) or 'nothing'}{beside}{f'; gates: {gates}' if gates else ''}"
+    for export in plan.export:
+        yield export.stage, f"logits within {export.tolerance:g}"
+
+
+def _tuned(plan: Plan, stage: Sft | Dpo, contexts: int) -> str:
+    given = stage.training
+    return (
+        f"{stage.path or stage.connector}, {_number(given.epochs, 'epoch')} of {_number(given.global_batch, 'row')} x"
+        f" {contexts * plan.training.context_length} tokens, rate {given.learning_rate:g}, {given.schedule} to"
+        f" {given.min_learning_rate:g}"
+    )
 
 
 def _alternatives(plan: Plan) -> RenderableType:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from trainwright.compiler.spec import MODEL_KINDS, STARTING_KINDS, StageSpec
+from trainwright.compiler.spec_stages import MODEL_KINDS, STARTING_KINDS, StageSpec
 
 Stages = Mapping[str, StageSpec]
 
@@ -18,12 +18,11 @@ def is_path(origin: str) -> bool:
 
 
 def origin_of(stages: Stages, name: str) -> str:
-    """The instance or path that a stage starts from; "" for a kind that starts from none, and where nothing stands above.
+    """The instance or path that a stage starts from; "" for a path, a kind that starts from none, and where nothing is above.
 
     Where nobody wrote it: the nearest model stage above; for an export also an evaluate stage, whose gates then count.
     """
-    kind = kind_of(stages, name)
-    if kind not in STARTING_KINDS:
+    if name not in stages or (kind := kind_of(stages, name)) not in STARTING_KINDS:
         return ""
     written = stages[name].origin
     if written is not None:
@@ -39,7 +38,7 @@ def lineage_of(stages: Stages, name: str) -> tuple[str, ...]:
     line: list[str] = []
     while name and name not in line and (name in stages or is_path(name)):
         line.append(name)
-        name = origin_of(stages, name) if name in stages else ""
+        name = origin_of(stages, name)
     return tuple(line)
 
 

@@ -1,7 +1,7 @@
 """The Plan: every decision made, and why. Frozen dataclasses of the standard library; total; JSON round-trips.
 
 Five parts: *what is trained* (`shape`, `data`, `training`, and from it `sft`, `dpo`), *how* (`validation`, `stages`, `evaluate`,
-`export`, `layout`, `kernels`), *where* (`cluster`), `reasons`, and `estimates`. Two identities rest on the canonical JSON below:
+`export`, `layout`, `kernels`), *where* (`cluster`), `reasons`, and `estimates`. Two identities rest on `canonical` JSON:
 `run_id` hashes what is pretrained alone, and each tuning stage has one that hashes what it is tuned from and how, so another
 layout or cluster may resume their checkpoints; a program's identity is its code (`runtime.manifest.program_identity`).
 
@@ -11,10 +11,12 @@ Absence is never `None`: an empty tuple, an empty string or a word such as "none
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
+
+from trainwright.compiler.canonical import build, canonical_json, to_plain
+from trainwright.compiler.plan_stages import Dpo, Evaluate, Export, Sft, StagePlan
 
 SCHEMA_VERSION = 2
 # The parts of a plan whose leaves have reasons.
@@ -124,107 +126,6 @@ class Validation:
     sequences: int  # of each source, each time
     baseline: str  # "bigram" | "none": what the held-out result is compared with
     sample_tokens: int  # length of the text sample at the end; 0: none
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """One stage instance, in executing order."""
-
-    name: str
-    kind: str
-    implied: bool
-    initial: str  # the model stage, or the path of a checkpoint, that it starts from; "" for kinds that start from none
-    needs: tuple[str, ...]
-    retries: int  # after a failure
-
-
-@dataclass(frozen=True)
-class TuningSchedule:
-    """How long and at which rates a model is tuned. The other settings of the optimizer are those of `training`."""
-
-    epochs: int
-    global_batch: int  # rows a step
-    micro_batch: int  # rows
-    learning_rate: float  # peak
-    min_learning_rate: float
-    schedule: str  # "cosine" | "constant"
-    warmup: float  # fraction of the steps
-    weight_decay: float
-    checkpoint_every_steps: int
-
-
-@dataclass(frozen=True)
-class Sft:
-    """A stage of kind sft. Rows are `training.context_length` tokens, in which conversations are packed."""
-
-    stage: str
-    run_id: str
-    path: str  # "" with a connector
-    connector: str  # "" with a path
-    too_long: str  # "truncate" | "drop" | "split"
-    chat_template: str  # "": that of the model, else the default
-    training: TuningSchedule
-
-
-@dataclass(frozen=True)
-class Dpo:
-    """A stage of kind dpo. Rows are twice `training.context_length` tokens, in which whole pairs are packed."""
-
-    stage: str
-    run_id: str
-    path: str  # "" with a connector
-    connector: str  # "" with a path
-    too_long: str  # "truncate" | "drop"
-    beta: float  # 1 / nats
-    nll: float  # weight of the chosen answer's negative log-likelihood; 0.0: none
-    training: TuningSchedule
-
-
-@dataclass(frozen=True)
-class Records:
-    """The held-out records of a tuning stage, by its name."""
-
-    name: str
-    path: str  # "" with a connector
-    connector: str  # "" with a path
-    too_long: str
-
-
-@dataclass(frozen=True)
-class Task:
-    """Multiple choice."""
-
-    name: str
-    path: str  # "" with a connector
-    connector: str  # "" with a path
-    num_fewshot: int
-
-
-@dataclass(frozen=True)
-class Gate:
-    metric: str
-    threshold: float
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """A stage of kind evaluate: what is measured of a model, and of those that it is compared with."""
-
-    stage: str
-    compare: tuple[str, ...]  # model stages or paths
-    text: bool  # perplexity of the held-out text of this bundle
-    conversations: tuple[Records, ...]  # loss on the assistant's tokens
-    preferences: tuple[Records, ...]  # share of pairs whose chosen answer is the more probable
-    tasks: tuple[Task, ...]
-    gates: tuple[Gate, ...]
-
-
-@dataclass(frozen=True)
-class Export:
-    """A stage of kind export."""
-
-    stage: str
-    tolerance: float  # largest difference between a logit and Megatron-Core's
 
 
 @dataclass(frozen=True)
@@ -361,30 +262,6 @@ def decided_leaves(plan: Plan) -> Iterator[tuple[str, Any]]:
         yield from leaves(getattr(plan, part), part)
 
 
-def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no spaces. Raises TypeError on a type it does not know, ValueError on nan and infinity."""
-    return json.dumps(to_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def to_plain(value: Any) -> Any:
-    """Dataclasses to dicts, tuples to lists; refuses what has no one spelling in JSON."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        if not all(isinstance(key, str) for key in value):
-            raise TypeError("keys of a plan are strings")
-        return {key: to_plain(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [to_plain(item) for item in value]
-    if type(value) in (str, int, bool):
-        return value
-    if type(value) is float:
-        if not math.isfinite(value):
-            raise ValueError(f"{value} has no JSON spelling")
-        return value
-    raise TypeError(f"{type(value).__name__} has no canonical JSON: {value!r}")
-
-
 def round_leaf(value: float) -> float:
     """6 significant digits: what a float leaf holds, so that another CPU gives the same bytes."""
     return float(f"{value:.6g}")
@@ -429,16 +306,5 @@ def write_plan(plan: Plan) -> str:
 
 def read_plan(text: str) -> Plan:
     """The inverse of `write_plan`."""
-    plan: Plan = _build(Plan, json.loads(text))
+    plan: Plan = build(Plan, json.loads(text))
     return plan
-
-
-def _build(kind: Any, raw: Any) -> Any:
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        hints = get_type_hints(kind)
-        return kind(**{name: _build(hints[name], item) for name, item in raw.items()})
-    if get_origin(kind) is tuple:
-        return tuple(_build(get_args(kind)[0], item) for item in raw)
-    if get_origin(kind) is Mapping:
-        return {key: _build(get_args(kind)[1], item) for key, item in raw.items()}
-    return float(raw) if kind is float else raw

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from trainwright.compiler.lineage import base_of, kind_of, model_of, origin_of, tuned_on_the_way
 from trainwright.compiler.ranges import Choice, Range, open_choice, open_range
-from trainwright.compiler.spec import TUNING_KINDS, Spec, StageSpec
+from trainwright.compiler.spec import Spec
+from trainwright.compiler.spec_stages import TUNING_KINDS, StageSpec
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from trainwright.compiler.spec import STAGE_KINDS, Spec
+from trainwright.compiler.spec import Spec
+from trainwright.compiler.spec_stages import STAGE_KINDS
 
 SCHEMA_FILE = "trainwright.schema.json"
 

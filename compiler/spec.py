@@ -3,80 +3,27 @@
 What concerns two fields at once is in `contradictions.py`, a fact in `resolve.py`, the finished plan in `check.py`.
 """
 
-import re
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
-from pydantic.config import JsonDict
-from pydantic_core import CoreSchema, core_schema
+from pydantic import BeforeValidator, Field
 
-from trainwright.compiler.units import BUDGET_KINDS, KINDS, Quantity, UnitError, format_quantity, parse_quantity
-
-# In the order of the pipeline.
-StageKind = Literal["ingest", "curate", "tokenizer", "tokenize", "pretrain", "sft", "dpo", "evaluate", "export"]
-STAGE_KINDS: tuple[StageKind, ...] = get_args(StageKind)
-SINGLE_KINDS: tuple[StageKind, ...] = ("ingest", "curate", "tokenizer", "tokenize", "pretrain")  # once in a plan
-MODEL_KINDS: tuple[StageKind, ...] = ("pretrain", "sft", "dpo")  # they leave a checkpoint
-TUNING_KINDS: tuple[StageKind, ...] = ("sft", "dpo")
-STARTING_KINDS: tuple[StageKind, ...] = ("sft", "dpo", "evaluate", "export")  # they start from a checkpoint
-
-
-@dataclass(frozen=True)
-class _Measure:
-    """Makes a field hold a quantity of an accepted kind, low <= amount <= high in that kind's base unit."""
-
-    accepted: tuple[str, ...]
-    bare: str = ""  # the kind of a number without a unit; "": a unit is needed
-    low: float = 0.0
-    high: float = 1e60
-    names: str = ""  # pattern of the names that stand for a quantity, which the facts know; they are kept as written
-
-    def __call__(self, value: object) -> Quantity | str:
-        if self.names and isinstance(value, str) and re.fullmatch(self.names, value.strip()):
-            return value.strip()
-        quantity = parse_quantity(value, self.accepted, self.bare)
-        if not self.low <= quantity.amount <= self.high:
-            word, bound = ("at least", self.low) if quantity.amount < self.low else ("at most", self.high)
-            raise UnitError(f"{value!r} is out of range: it must be {word} {format_quantity(quantity.kind, bound)}")
-        return quantity
-
-    def __get_pydantic_core_schema__(self, source: object, handler: object) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(self)
-
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: object) -> dict[str, Any]:
-        return {
-            "type": ["string", "number"] if self.bare else "string",
-            "x-unit": " | ".join(KINDS[kind].example for kind in self.accepted),
-        }
+from trainwright.compiler.spec_fields import (
+    Batch,
+    Budget,
+    HeldOut,
+    Name,
+    Price,
+    Section,
+    Size,
+    StageName,
+    Tokens,
+    Warmup,
+    section_or_empty,
+)
+from trainwright.compiler.spec_stages import StageSpec
 
 
-def _section_or_empty(value: object) -> object:
-    """A key with nothing after it (`training:`) is an empty section."""
-    return {} if value is None else value
-
-
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-StageName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
-Tokens = Annotated[Quantity, _Measure(("tokens",), bare="tokens", low=1, high=1e16)]
-Size = Annotated[
-    Quantity | str,  # a mixture of experts is called by them: 8x7B
-    _Measure(("parameters",), bare="parameters", low=1000, high=1e14, names=r"\d+x\d+(\.\d+)?[MBT]"),
-]
-Batch = Annotated[Quantity, _Measure(("tokens", "sequences"), low=1, high=1e10)]
-Warmup = Annotated[Quantity, _Measure(("steps", "fraction"), high=1e9)]
-WarmupShare = Annotated[Quantity, _Measure(("fraction",), bare="fraction", high=1)]
-Metric = Annotated[str, StringConstraints(pattern=r"^[a-z_]+(/[A-Za-z0-9._-]+){0,2}$")]
-HeldOut = Annotated[Quantity, _Measure(("fraction",), bare="fraction", low=0.001, high=0.4)]
-Budget = Annotated[Quantity, _Measure(BUDGET_KINDS, low=1e-3)]
-Price = Annotated[Quantity, _Measure(("price",), low=1e-4, high=1e5)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class ShapeSpec(_Section):
+class ShapeSpec(Section):
     """The model's dimensions, when they are not to be chosen."""
 
     num_layers: int = Field(ge=1, le=1000, description="transformer layers (count)")
@@ -91,7 +38,7 @@ class ShapeSpec(_Section):
     )
 
 
-class ModelSpec(_Section):
+class ModelSpec(Section):
     """What is trained."""
 
     family: str = Field(
@@ -114,7 +61,7 @@ class ModelSpec(_Section):
     )
 
 
-class SourceSpec(_Section):
+class SourceSpec(Section):
     """One source of text: `path` or `connector`."""
 
     name: Name = Field(description="what reports and files call it")
@@ -139,7 +86,7 @@ class SourceSpec(_Section):
     )
 
 
-class DataSpec(_Section):
+class DataSpec(Section):
     """What it is trained on."""
 
     root: str | None = Field(
@@ -163,7 +110,7 @@ class DataSpec(_Section):
     )
 
 
-class TrainingSpec(_Section):
+class TrainingSpec(Section):
     """How the optimizer goes; what is absent comes from published laws and customs."""
 
     global_batch: Batch | None = Field(default=None, description='a step, as "4M tokens" or "512 sequences"')
@@ -187,7 +134,7 @@ class TrainingSpec(_Section):
     init_std: float | None = Field(default=None, gt=0, le=10, description="standard deviation of the initial weights")
 
 
-class ComputeSpec(_Section):
+class ComputeSpec(Section):
     """What it is trained with."""
 
     device: str = Field(description="a known device, such as h100-sxm-80gb or cpu")
@@ -199,13 +146,13 @@ class ComputeSpec(_Section):
     )
 
 
-class ClusterSpec(_Section):
+class ClusterSpec(Section):
     """What is particular to the user's cluster."""
 
     price: Price | None = Field(default=None, description='"$2.10/device-hour"; absent: no cost is shown')
 
 
-class LayoutSpec(_Section):
+class LayoutSpec(Section):
     """Pins on how the model is laid out on the devices; what is absent is searched."""
 
     tensor: int | None = Field(default=None, ge=1, le=1024, description="tensor-parallel degree (devices)")
@@ -224,128 +171,23 @@ class LayoutSpec(_Section):
     )
 
 
-def _of(*kinds: StageKind, description: str, **bounds: Any) -> Any:
-    """A field that only stages of these kinds have."""
-    extra: JsonDict = {"x-kinds": list(kinds)}
-    return Field(default=None, description=f"{', '.join(kinds)}: {description}", json_schema_extra=extra, **bounds)
-
-
-class TaskSpec(_Section):
-    """One task with several choices a question: `data` or `connector`."""
-
-    data: str | None = Field(
-        default=None,
-        min_length=1,
-        description="file or glob of .jsonl with {query, choices, answer}; relative to data.root, kept as written",
-    )
-    connector: Literal["python-stdlib:choices"] | None = Field(
-        default=None, description="questions that are made where the run happens: which summary belongs to a function"
-    )
-    num_fewshot: int | None = Field(
-        default=None, ge=0, le=100, description="answered questions that stand before each (count)"
-    )
-
-
-class StageSpec(_Section):
-    """One stage instance. Which fields it has depends on its kind."""
-
-    kind: StageKind | None = Field(default=None, description="which stage it is; absent: the instance's name")
-    retries: int | None = Field(
-        default=None, ge=0, le=100, description="how often the runner starts it again after a failure (count)"
-    )
-    near_duplicates: float | None = _of(
-        "curate",
-        ge=0,
-        le=1,
-        description="similarity (Jaccard, of word shingles) from which a document is a near-duplicate, and dropped; 0: kept",
-    )
-    scrub: Annotated[tuple[Literal["email", "ip", "card", "iban"], ...], Field(strict=False)] | None = _of(
-        "curate", description="personal data that is replaced by placeholders"
-    )
-    baseline: Literal["bigram", "none"] | None = _of(
-        "pretrain", description="the model that the result is compared with on held-out text"
-    )
-    origin: str | None = _of(
-        *STARTING_KINDS,
-        alias="from",
-        min_length=1,
-        description="the stage whose model it takes (of an evaluate stage: the one it evaluated, if it passed its gates), or"
-        ' a path to a checkpoint, which holds a "/"; absent: the nearest above it',
-    )
-    data: str | None = _of(
-        *TUNING_KINDS,
-        min_length=1,
-        description="file or glob of .jsonl, with {messages} for sft, {prompt, chosen, rejected} for dpo; relative to"
-        " data.root, kept as written",
-    )
-    connector: Literal["python-stdlib:questions", "python-stdlib:preferences"] | None = _of(
-        *TUNING_KINDS, description="records that are made where the run happens: questions for sft, preferences for dpo"
-    )
-    too_long: Literal["truncate", "drop", "split"] | None = _of(
-        *TUNING_KINDS, description="what becomes of a record longer than the context; only a conversation can be split"
-    )
-    chat_template: str | None = _of(
-        "sft",
-        min_length=1,
-        description="file with a Jinja chat template that has {% generation %} marks; absent: that of the model, else ChatML",
-    )
-    epochs: int | None = _of(*TUNING_KINDS, ge=1, le=1000, description="passes over the data (count)")
-    global_batch: Batch | None = _of(
-        *TUNING_KINDS, description='a step, as "8 sequences" (rows in which examples are packed; dpo: twice as long)'
-    )
-    learning_rate: float | None = _of(*TUNING_KINDS, gt=0, le=10, description="peak learning rate (per step)")
-    min_learning_rate: float | None = _of(*TUNING_KINDS, ge=0, le=10, description="learning rate at the end (per step)")
-    schedule: Literal["cosine", "constant"] | None = _of(
-        *TUNING_KINDS, description="course of the learning rate after warm-up"
-    )
-    warmup: WarmupShare | None = _of(*TUNING_KINDS, description='linear warm-up, as "5%" of the steps')
-    weight_decay: float | None = _of(
-        *TUNING_KINDS, ge=0, le=10, description="decoupled weight decay of AdamW (per step, times the learning rate)"
-    )
-    beta: float | None = _of(
-        "dpo", gt=0, le=1000, description="strength of the pull to the model that it starts from (1 / nats)"
-    )
-    nll: float | None = _of(
-        "dpo", ge=0, le=1000, description="weight of the chosen answer's negative log-likelihood in the loss; 0: none"
-    )
-    compare: Annotated[tuple[str, ...], Field(strict=False)] | None = _of(
-        "evaluate", description="models that the evaluated one is compared with on the same items: stages, or a path"
-    )
-    tasks: dict[Name, TaskSpec] | None = _of("evaluate", description="multiple-choice tasks by name")
-    gates: dict[Metric, float] | None = _of(
-        "evaluate",
-        description="by metric, such as accuracy/<task>: the threshold that the model must reach, or what depends on it stops",
-    )
-
-
-def kinds_with(field: str) -> tuple[str, ...]:
-    """The stage kinds that have this field of StageSpec."""
-    extra = StageSpec.model_fields[field].json_schema_extra
-    return tuple(extra["x-kinds"]) if isinstance(extra, dict) else STAGE_KINDS  # type: ignore[arg-type]
-
-
-def key_of(field: str) -> str:
-    """How a field of StageSpec is spelt in a spec: `from` is no name in Python."""
-    return StageSpec.model_fields[field].alias or field
-
-
-class Spec(_Section):
+class Spec(Section):
     """A training plan's specification."""
 
     name: Name = Field(description="what bundle, reports and plan call the run")
     seed: int | None = Field(default=None, ge=0, le=2**31 - 1, description="seed of every random choice")
     model: ModelSpec = Field(description="what is trained")
     data: DataSpec = Field(description="what it is trained on")
-    training: Annotated[TrainingSpec, BeforeValidator(_section_or_empty)] = Field(
+    training: Annotated[TrainingSpec, BeforeValidator(section_or_empty)] = Field(
         default=TrainingSpec(), description="how the optimizer goes"
     )
     compute: ComputeSpec = Field(description="what it is trained with")
-    cluster: Annotated[ClusterSpec, BeforeValidator(_section_or_empty)] = Field(
+    cluster: Annotated[ClusterSpec, BeforeValidator(section_or_empty)] = Field(
         default=ClusterSpec(), description="what is particular to the cluster"
     )
-    layout: Annotated[LayoutSpec, BeforeValidator(_section_or_empty)] = Field(
+    layout: Annotated[LayoutSpec, BeforeValidator(section_or_empty)] = Field(
         default=LayoutSpec(), description="pins on the layout"
     )
-    stages: dict[StageName, Annotated[StageSpec, BeforeValidator(_section_or_empty)]] = Field(
+    stages: dict[StageName, Annotated[StageSpec, BeforeValidator(section_or_empty)]] = Field(
         min_length=1, description="stage instances by name; stages that these need and nobody wrote are implied"
     )

@@ -14,13 +14,13 @@ from trainwright.compiler.lineage import (
     tuned_on_the_way,
 )
 from trainwright.compiler.metrics import list_metrics, range_of
-from trainwright.compiler.spec import (
+from trainwright.compiler.spec import Spec
+from trainwright.compiler.spec_stages import (
     MODEL_KINDS,
     SINGLE_KINDS,
     STAGE_KINDS,
     STARTING_KINDS,
     TUNING_KINDS,
-    Spec,
     StageSpec,
     TaskSpec,
     key_of,

@@ -39,14 +39,36 @@ VALUES = {
     "layout.micro_batch": ("1", "3", "65536", ""),
     "layout.recompute": ("selective", "full", ""),
     "layout.layer_spec": ("local", "transformer_engine", ""),
-    "stages": ("{ingest: {}}", "{pretrain: {}}", "{tokenizer: {}, p: {kind: pretrain}}"),
+    "stages": (
+        "{ingest: {}}",
+        "{pretrain: {}}",
+        "{tokenizer: {}, p: {kind: pretrain}}",
+        "{sft: {from: ./base, data: a.jsonl}, export: {}}",
+        "{pretrain: {}, dpo: {data: a.jsonl}, sft: {from: dpo, data: b.jsonl}, evaluate: {compare: [dpo]}}",
+    ),
+    "stages.sft.global_batch": ("1 sequences", "7 sequences", "1 tokens", "4M tokens", ""),
+    "stages.sft.learning_rate": ("1e-9", "10", ""),
+    "stages.sft.min_learning_rate": ("0", "5", ""),
+    "stages.sft.warmup": ("0%", "100%", ""),
+    "stages.sft.from": ("pretrain", "sft", "./base", "dpo", ""),
+    "stages.sft.epochs": ("1", "1000", ""),
+    "stages.evaluate": (
+        "{}",
+        "{from: ./base}",
+        "{gates: {perplexity: 40}}",
+        "{compare: [sft]}",
+        "{tasks: {mc: {data: q.jsonl}}}",
+    ),
+    "stages.curate.near_duplicates": ("0", "1", "0.5", ""),
+    "stages.curate.scrub": ("[]", "[ip]", ""),
+    "data.sources[0].filters": ("prose", "code", "none", ""),
 }
 OVERRIDES = st.dictionaries(st.sampled_from(sorted(VALUES)), st.integers(0, 100), min_size=1, max_size=6).map(
     lambda chosen: tuple(f"{path}={VALUES[path][index % len(VALUES[path])]}" for path, index in sorted(chosen.items()))
 )
 
 
-@settings(max_examples=80, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow])
 @given(preset=st.sampled_from(["tiny", "one_node", "many_nodes"]), overrides=OVERRIDES)
 def test_any_combination_is_a_legal_plan_or_one_error(preset: str, overrides: tuple[str, ...]) -> None:
     try:

@@ -109,6 +109,26 @@ def test_training_leaves_must_agree(plan: Plan, changes: dict, message: str) -> 
     assert violations[0].startswith(message)
 
 
+def test_tuning_batches_and_rates_must_agree(plan: Plan) -> None:
+    (sft,) = plan.sft
+    given = replace(sft.training, global_batch=100, micro_batch=3, min_learning_rate=1.0)
+    assert check_plan(replace(plan, sft=(replace(sft, training=given),))) == [
+        "sft: global_batch 100 / (micro_batch 3 x data 128) = 0.2604 micro-batches: they must be whole",
+        "sft: min_learning_rate 1.0 must be between 0 and learning_rate 3e-05",
+    ]
+
+
+def test_a_gate_is_about_what_its_stage_measures() -> None:
+    spec = Path(__file__).resolve().parents[1] / "specs" / "tiny.yaml"
+    plan = choose_plan(resolve_spec(load_spec(spec, ())))
+    (evaluate,) = plan.evaluate
+    assert check_plan(plan) == []
+    other = replace(evaluate.gates[0], metric="accuracy/other")
+    (message,) = check_plan(replace(plan, evaluate=(replace(evaluate, gates=(other,)),)))
+    assert message.startswith("evaluate: the gate accuracy/other is about none of perplexity, ")
+    assert message.endswith(", accuracy/python-summaries")
+
+
 def test_a_leaf_without_a_reason_is_a_violation(plan: Plan) -> None:
     reasons = {path: reason for path, reason in plan.reasons.items() if path != "layout.tensor"}
     assert check_plan(replace(plan, reasons=reasons)) == ["reasons: layout.tensor has none"]

@@ -39,7 +39,8 @@ from trainwright.compiler.facts import (
     load_families,
 )
 from trainwright.compiler.plan import Shape
-from trainwright.compiler.resolve import Choice, ResolvedLayout
+from trainwright.compiler.ranges import Choice
+from trainwright.compiler.resolve import ResolvedLayout
 
 LOSS, RATES = find_loss_law("chinchilla_refit"), find_hyperparameter_law("step_law")
 

@@ -18,10 +18,11 @@ def explained(repository: Path) -> str:
 
 def test_the_readme_shows_what_there_is(repository: Path, request: pytest.FixtureRequest) -> None:
     table = explained(repository)
+    (program,) = (repository / "tests" / "golden" / "tiny").glob("*_pretrain.py")
     blocks = {
         "spec": ("yaml", (repository / "specs" / "tiny.yaml").read_text()),
         "explain": ("", "\n".join(line.rstrip() for line in table.splitlines()) + "\n"),
-        "program": ("python", (repository / "tests" / "golden" / "tiny" / "04_pretrain.py").read_text()),
+        "program": ("python", program.read_text()),
     }
     readme = repository / "README.md"
     text = wanted = readme.read_text()

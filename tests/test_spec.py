@@ -15,7 +15,8 @@ import trainwright.runtime.errors as run_errors
 from trainwright.compiler.contradictions import find_contradictions
 from trainwright.compiler.errors import SpecError
 from trainwright.compiler.load import load_spec
-from trainwright.compiler.resolve import Choice, Range, resolve_spec
+from trainwright.compiler.ranges import Choice, Range
+from trainwright.compiler.resolve import resolve_spec
 from trainwright.compiler.schema import spec_reference, spec_schema
 from trainwright.compiler.units import (
     BUDGET_KINDS,

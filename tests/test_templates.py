@@ -6,7 +6,9 @@ import jinja2
 import pytest
 from jinja2 import nodes
 
-from trainwright.compiler.emit import LAUNCHER_OF_KIND, python_literal
+from trainwright.compiler.emit import python_literal
+from trainwright.compiler.emit_manifest import LAUNCHER_OF_KIND
+from trainwright.compiler.spec_stages import STAGE_KINDS
 
 TEMPLATES = sorted(item.name for item in files("trainwright.templates").iterdir() if item.name.endswith(".j2"))
 DECIDING = (nodes.BinExpr, nodes.UnaryExpr, nodes.Compare, nodes.CondExpr, nodes.Call, nodes.Test, nodes.Assign)
@@ -14,7 +16,16 @@ SAFE_FILTERS = {"py", "sh", "comment", "markdown"}
 
 
 def test_there_is_one_template_a_stage_kind() -> None:
-    assert {f"{kind}.py.j2" for kind in LAUNCHER_OF_KIND} == {name for name in TEMPLATES if name.endswith(".py.j2")}
+    """Beside them only parts, which several of them include."""
+    programs = {name for name in TEMPLATES if name.endswith(".py.j2") and not name.startswith("_")}
+    assert {f"{kind}.py.j2" for kind in LAUNCHER_OF_KIND} == programs == {f"{kind}.py.j2" for kind in STAGE_KINDS}
+
+
+def test_every_part_is_included() -> None:
+    sources = [files("trainwright.templates").joinpath(name).read_text() for name in TEMPLATES]
+    trees = [jinja2.Environment(autoescape=False).parse(source) for source in sources]
+    included = {node.template.value for tree in trees for node in tree.find_all(nodes.Include)}
+    assert included == {name for name in TEMPLATES if name.startswith("_")}
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -32,3 +43,7 @@ def test_a_template_decides_nothing(name: str) -> None:
 def test_a_string_of_a_spec_is_a_literal_in_a_program(text: str) -> None:
     assert eval(python_literal(text)) == text
     assert "\n" not in python_literal(text)
+
+
+def test_a_tuple_of_a_plan_is_a_literal_in_a_program() -> None:
+    assert [python_literal(value) for value in ((), ("a",), ("a", 1))] == ["()", '("a",)', '("a", 1)']

@@ -1,7 +1,7 @@
 """What the stages of kind evaluate measure, and what those of kind export require."""
 
 from trainwright.compiler.choose.ledger import Ledger, Section
-from trainwright.compiler.plan import Dpo, Evaluate, Export, Gate, Records, Sft, StagePlan, Task
+from trainwright.compiler.plan_stages import Dpo, Evaluate, Export, Gate, Records, Sft, StagePlan, Task
 from trainwright.compiler.resolve import ResolvedSpec
 from trainwright.compiler.resolve_stages import ResolvedEvaluation, ResolvedTask
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from itertools import chain
 
 from trainwright.compiler.choose.ledger import Ledger
-from trainwright.compiler.plan import StagePlan
+from trainwright.compiler.plan_stages import StagePlan
 from trainwright.compiler.resolve import ResolvedSpec
 from trainwright.compiler.resolve_stages import ResolvedEvaluation, ResolvedStage, ResolvedStages
 
@@ -31,7 +31,10 @@ def choose_stages(spec: ResolvedSpec, ledger: Ledger) -> tuple[StagePlan, ...]:
         text = "written under stages in the spec" if given else "nobody wrote it; a later stage needs it"
         for leaf in ("name", "kind", "implied"):
             ledger.note(f"{prefix}.{leaf}", None, "pinned" if given else "derived", text)
-        ledger.note(f"{prefix}.initial", None, "derived", _why_initial(given), pin=f"stages.{stage.name}.from")
+        why, through = _why_initial(given)
+        ledger.note(
+            f"{prefix}.initial", None, "derived", why + through, pin=f"stages.{stage.name}.from", detail=through
+        )
         read = f"what a stage of kind {stage.kind} reads"
         for leaf in [f"needs[{n}]" for n in range(len(stage.needs))] or ["needs"]:
             ledger.note(f"{prefix}.{leaf}", None, "derived", read)
@@ -45,11 +48,12 @@ def choose_stages(spec: ResolvedSpec, ledger: Ledger) -> tuple[StagePlan, ...]:
     return stages
 
 
-def _why_initial(stage: ResolvedStage | None) -> str:
+def _why_initial(stage: ResolvedStage | None) -> tuple[str, str]:
+    """(why a stage starts where it does, how that leads to a model where it isn't one)."""
     if stage is None or not stage.origin:
-        return "it starts from no model"
-    through = f"; {stage.origin} evaluated {stage.initial}" if stage.origin != stage.initial else ""
-    return f"{stage.origin} is the nearest above it that has a model{through}"
+        return "it starts from no model", ""
+    through = f"; the model that {stage.origin} evaluates" if stage.origin != stage.initial else ""
+    return f"{stage.origin} is the nearest above it that has a model", through
 
 
 def order_stages(stages: ResolvedStages) -> tuple[StagePlan, ...]:

@@ -6,18 +6,8 @@ from trainwright.compiler.choose.kernels import SAVE_EVERY_S, round_down
 from trainwright.compiler.choose.ledger import Ledger, Section
 from trainwright.compiler.choose.recipes import BETA, MIN_RATE, NLL, RECIPES, SCHEDULE, WEIGHT_DECAY
 from trainwright.compiler.errors import IllegalPlanError
-from trainwright.compiler.plan import (
-    Data,
-    Dpo,
-    Layout,
-    Sft,
-    Shape,
-    StagePlan,
-    Training,
-    TuningSchedule,
-    trained_identity,
-    tuned_identity,
-)
+from trainwright.compiler.plan import Data, Layout, Shape, Training, trained_identity, tuned_identity
+from trainwright.compiler.plan_stages import Dpo, Sft, StagePlan, TuningSchedule
 from trainwright.compiler.ranges import list_divisors
 from trainwright.compiler.resolve import ResolvedSpec
 from trainwright.compiler.resolve_stages import ResolvedTuning

@@ -10,6 +10,9 @@ cd "$(dirname "$0")"
 export CUDA_DEVICE_MAX_CONNECTIONS=1  # Megatron-Core: collectives start in the order they were issued
 
 if [ "$NODE_RANK" = 0 ]; then python 01_ingest.py; fi
-if [ "$NODE_RANK" = 0 ]; then python 02_tokenizer.py; fi
-if [ "$NODE_RANK" = 0 ]; then python 03_tokenize.py; fi
-torchrun --nnodes 32 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint "$HEAD:29500" --rdzv-conf join_timeout=86400,read_timeout=86400 04_pretrain.py
+if [ "$NODE_RANK" = 0 ]; then python 02_curate.py; fi
+if [ "$NODE_RANK" = 0 ]; then python 03_tokenizer.py; fi
+if [ "$NODE_RANK" = 0 ]; then python 04_tokenize.py; fi
+torchrun --nnodes 32 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint "$HEAD:29500" --rdzv-conf join_timeout=86400,read_timeout=86400 05_pretrain.py
+torchrun --nnodes 32 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint "$HEAD:29500" --rdzv-conf join_timeout=86400,read_timeout=86400 06_sft.py
+if [ "$NODE_RANK" = 0 ]; then python 07_export.py; fi

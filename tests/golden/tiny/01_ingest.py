@@ -2,7 +2,7 @@
 
 Run:       python 01_ingest.py
 Leaves:    work/ingest/output/, the same split for every stage that follows
-Why:       trainwright explain; every literal below is a leaf of plan.json (run db81f7ed)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run 3e69fef4)
 """
 
 from trainwright.runtime.stages import ingest

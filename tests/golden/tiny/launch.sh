@@ -8,6 +8,11 @@ cd "$(dirname "$0")"
 export CUDA_DEVICE_MAX_CONNECTIONS=1  # Megatron-Core: collectives start in the order they were issued
 
 python 01_ingest.py
-python 02_tokenizer.py
-python 03_tokenize.py
-torchrun --standalone --nproc-per-node 2 04_pretrain.py
+python 02_curate.py
+python 03_tokenizer.py
+python 04_tokenize.py
+torchrun --standalone --nproc-per-node 2 05_pretrain.py
+torchrun --standalone --nproc-per-node 2 06_sft.py
+torchrun --standalone --nproc-per-node 2 07_dpo.py
+torchrun --standalone --nproc-per-node 2 08_evaluate.py
+python 09_export.py

@@ -1,23 +1,24 @@
-"""Pretrain tiny on 2 x cpu (data 2).
+"""Tune tiny on conversations on 2 x cpu (data 2): the loss counts the assistant's tokens alone.
 
-Run:       torchrun --standalone --nproc-per-node 2 04_pretrain.py
-Expected:  0.268 s a step (0.201 to 0.334), 7,654 tokens/s a device, 644.5 MiB of 11.2 GiB, 3.158 minutes
-Why:       trainwright explain; every literal below is a leaf of plan.json (run db81f7ed)
+Run:       torchrun --standalone --nproc-per-node 2 06_sft.py
+Leaves:    work/sft/checkpoints/, and the loss before and after in output/summary.json
+Why:       trainwright explain; every literal below is a leaf of plan.json (run e1147253)
 """
 
 import torch
 from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
 from megatron.core.transformer import TransformerConfig
-from trainwright.runtime.stages import pretrain
+from trainwright.runtime.stages import sft
 
 
 def main() -> None:
-    pretrain.run(
-        stage="pretrain",
-        run_id="db81f7ed",
+    sft.run(
+        stage="sft",
+        run_id="e1147253",
         seed=1234,
-        parallel=pretrain.Parallel(tensor=1, pipeline=1, data=2),
+        initial="pretrain",
+        parallel=sft.Parallel(tensor=1, pipeline=1, data=2),
         model=TransformerConfig(
             num_layers=4,
             hidden_size=128,
@@ -50,8 +51,9 @@ def main() -> None:
             masked_softmax_fusion=False,
             gradient_accumulation_fusion=False,
             apply_rope_fusion=False,
+            calculate_per_token_loss=True,
         ),
-        embedding=pretrain.Embedding(
+        embedding=sft.Embedding(
             vocab_size=2048,
             padded_vocab_size=2048,
             sequence_length=256,
@@ -68,9 +70,9 @@ def main() -> None:
         ),
         optimizer=OptimizerConfig(
             optimizer="adam",
-            lr=0.003,
-            min_lr=0.0003,
-            weight_decay=0.1,
+            lr=0.001,
+            min_lr=0.0,
+            weight_decay=0.0,
             adam_beta1=0.9,
             adam_beta2=0.95,
             adam_eps=1e-08,
@@ -80,28 +82,22 @@ def main() -> None:
             use_distributed_optimizer=True,
             overlap_param_gather=False,
         ),
-        schedule=pretrain.Schedule(kind="cosine", steps=708, warmup_steps=35),
-        data=pretrain.Data(
-            inputs="tokenize",
-            tokenizer="tokenizer",
-            sources=(
-                "code",
-                "prose",
-            ),
-            weights=(
-                0.8,
-                0.2,
-            ),
-            global_batch=16,
-            micro_batch=8,
+        data=sft.Data(
+            path="",
+            connector="python-stdlib:questions",
+            too_long="truncate",
+            chat_template="",
+            validation=0.04,
+            test=0.12,
         ),
-        validation=pretrain.Validation(
-            every_steps=50,
-            sequences=16,
-            baseline="bigram",
-            sample_tokens=48,
+        training=sft.Training(
+            epochs=3,
+            global_batch=8,
+            micro_batch=4,
+            schedule="cosine",
+            warmup=0.03,
         ),
-        checkpoint=pretrain.Checkpoint(every_steps=100, keep_last=3),
+        checkpoint=sft.Checkpoint(every_steps=100, keep_last=3),
     )
 
 

@@ -1,23 +1,24 @@
-"""Pretrain one-node on 8 x h100-sxm-80gb (data 8).
+"""Tune one-node on conversations on 8 x h100-sxm-80gb (data 8): the loss counts the assistant's tokens alone.
 
-Run:       torchrun --standalone --nproc-per-node 8 04_pretrain.py
-Expected:  3.57 s a step (2.68 to 4.47), 27,506 tokens/s a device, 71.45 GiB of 79.1 GiB, 3 days, $1210
-Why:       trainwright explain; every literal below is a leaf of plan.json (run 40ae9067)
+Run:       torchrun --standalone --nproc-per-node 8 06_sft.py
+Leaves:    work/sft/checkpoints/, and the loss before and after in output/summary.json
+Why:       trainwright explain; every literal below is a leaf of plan.json (run 512bf3b5)
 """
 
 import torch
 from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
 from megatron.core.transformer import TransformerConfig
-from trainwright.runtime.stages import pretrain
+from trainwright.runtime.stages import sft
 
 
 def main() -> None:
-    pretrain.run(
-        stage="pretrain",
-        run_id="40ae9067",
+    sft.run(
+        stage="sft",
+        run_id="512bf3b5",
         seed=1234,
-        parallel=pretrain.Parallel(tensor=1, pipeline=1, data=8),
+        initial="pretrain",
+        parallel=sft.Parallel(tensor=1, pipeline=1, data=8),
         model=TransformerConfig(
             num_layers=24,
             hidden_size=3072,
@@ -50,8 +51,9 @@ def main() -> None:
             masked_softmax_fusion=False,
             gradient_accumulation_fusion=False,
             apply_rope_fusion=True,
+            calculate_per_token_loss=True,
         ),
-        embedding=pretrain.Embedding(
+        embedding=sft.Embedding(
             vocab_size=128256,
             padded_vocab_size=128256,
             sequence_length=4096,
@@ -68,9 +70,9 @@ def main() -> None:
         ),
         optimizer=OptimizerConfig(
             optimizer="adam",
-            lr=0.000701301,
-            min_lr=7.01301e-05,
-            weight_decay=0.1,
+            lr=7.01301e-05,
+            min_lr=0.0,
+            weight_decay=0.0,
             adam_beta1=0.9,
             adam_beta2=0.95,
             adam_eps=1e-08,
@@ -80,28 +82,22 @@ def main() -> None:
             use_distributed_optimizer=True,
             overlap_param_gather=True,
         ),
-        schedule=pretrain.Schedule(kind="cosine", steps=72526, warmup_steps=2000),
-        data=pretrain.Data(
-            inputs="tokenize",
-            tokenizer="tokenizer",
-            sources=(
-                "web",
-                "code",
-            ),
-            weights=(
-                0.7,
-                0.3,
-            ),
-            global_batch=192,
+        data=sft.Data(
+            path="chat/*.jsonl",
+            connector="",
+            too_long="truncate",
+            chat_template="",
+            validation=0.04,
+            test=0.12,
+        ),
+        training=sft.Training(
+            epochs=2,
+            global_batch=128,
             micro_batch=4,
+            schedule="cosine",
+            warmup=0.03,
         ),
-        validation=pretrain.Validation(
-            every_steps=5000,
-            sequences=1024,
-            baseline="none",
-            sample_tokens=48,
-        ),
-        checkpoint=pretrain.Checkpoint(every_steps=500, keep_last=3),
+        checkpoint=sft.Checkpoint(every_steps=100, keep_last=3),
     )
 
 

@@ -1,8 +1,8 @@
-"""Tokenize the documents of tiny into Megatron's .bin and .idx files.
+"""Tokenize the documents of one-node into Megatron's .bin and .idx files.
 
-Run:       python 03_tokenize.py
+Run:       python 04_tokenize.py
 Leaves:    work/tokenize/output/<split>/<source>.bin and .idx
-Why:       trainwright explain; every literal below is a leaf of plan.json (run db81f7ed)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run 511f104b)
 """
 
 from trainwright.runtime.stages import tokenize
@@ -11,7 +11,7 @@ from trainwright.runtime.stages import tokenize
 def main() -> None:
     tokenize.run(
         stage="tokenize",
-        inputs="ingest",
+        inputs="curate",
         tokenizer="tokenizer",
     )
 

@@ -1,8 +1,8 @@
 """Train the tokenizer of llama-8b-h100: byte-level BPE on the training split.
 
-Run:       python 02_tokenizer.py
+Run:       python 03_tokenizer.py
 Leaves:    work/tokenizer/output/tokenizer.json
-Why:       trainwright explain; every literal below is a leaf of plan.json (run d89b6bea)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run f809a709)
 """
 
 from trainwright.runtime.stages import tokenizer
@@ -11,7 +11,7 @@ from trainwright.runtime.stages import tokenizer
 def main() -> None:
     tokenizer.run(
         stage="tokenizer",
-        inputs="ingest",
+        inputs="curate",
         vocab_size=128256,
     )
 

@@ -1,8 +1,8 @@
 """Train the tokenizer of tiny: byte-level BPE on the training split.
 
-Run:       python 02_tokenizer.py
+Run:       python 03_tokenizer.py
 Leaves:    work/tokenizer/output/tokenizer.json
-Why:       trainwright explain; every literal below is a leaf of plan.json (run db81f7ed)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run 3e69fef4)
 """
 
 from trainwright.runtime.stages import tokenizer
@@ -11,7 +11,7 @@ from trainwright.runtime.stages import tokenizer
 def main() -> None:
     tokenizer.run(
         stage="tokenizer",
-        inputs="ingest",
+        inputs="curate",
         vocab_size=2048,
     )
 

@@ -1,0 +1,105 @@
+"""Tune llama-8b-h100 on conversations on 256 x h100-sxm-80gb (tensor 2, data 128): the loss counts the assistant's tokens alone.
+
+Run:       torchrun --nnodes 32 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint "$HEAD:29500" --rdzv-conf join_timeout=86400,read_timeout=86400 06_sft.py
+Leaves:    work/sft/checkpoints/, and the loss before and after in output/summary.json
+Why:       trainwright explain; every literal below is a leaf of plan.json (run 574086c7)
+"""
+
+import torch
+from megatron.core.distributed import DistributedDataParallelConfig
+from megatron.core.optimizer import OptimizerConfig
+from megatron.core.transformer import TransformerConfig
+from trainwright.runtime.stages import sft
+
+
+def main() -> None:
+    sft.run(
+        stage="sft",
+        run_id="574086c7",
+        seed=1234,
+        initial="pretrain",
+        parallel=sft.Parallel(tensor=2, pipeline=1, data=128),
+        model=TransformerConfig(
+            num_layers=32,
+            hidden_size=4096,
+            ffn_hidden_size=14336,
+            num_attention_heads=32,
+            num_query_groups=8,
+            kv_channels=128,
+            normalization="RMSNorm",
+            layernorm_epsilon=1e-05,
+            qk_layernorm=False,
+            gated_linear_unit=True,
+            activation_func=torch.nn.functional.silu,
+            add_bias_linear=False,
+            add_qkv_bias=False,
+            hidden_dropout=0.0,
+            attention_dropout=0.0,
+            init_method_std=0.02,
+            tensor_model_parallel_size=2,
+            pipeline_model_parallel_size=1,
+            sequence_parallel=True,
+            bf16=True,
+            params_dtype=torch.bfloat16,
+            pipeline_dtype=torch.bfloat16,
+            recompute_granularity=None,
+            recompute_modules=None,
+            recompute_method=None,
+            recompute_num_layers=None,
+            bias_activation_fusion=True,
+            bias_dropout_fusion=True,
+            masked_softmax_fusion=False,
+            gradient_accumulation_fusion=False,
+            apply_rope_fusion=True,
+            calculate_per_token_loss=True,
+        ),
+        embedding=sft.Embedding(
+            vocab_size=128256,
+            padded_vocab_size=128256,
+            sequence_length=8192,
+            positions="rope",
+            rotary_base=500000,
+            tied=False,
+        ),
+        layer_spec="transformer_engine",
+        ddp=DistributedDataParallelConfig(
+            use_distributed_optimizer=True,
+            overlap_grad_reduce=True,
+            overlap_param_gather=True,
+            grad_reduce_in_fp32=True,
+        ),
+        optimizer=OptimizerConfig(
+            optimizer="adam",
+            lr=3e-05,
+            min_lr=0.0,
+            weight_decay=0.0,
+            adam_beta1=0.9,
+            adam_beta2=0.95,
+            adam_eps=1e-08,
+            clip_grad=1.0,
+            bf16=True,
+            params_dtype=torch.bfloat16,
+            use_distributed_optimizer=True,
+            overlap_param_gather=True,
+        ),
+        data=sft.Data(
+            path="chat/*.jsonl",
+            connector="",
+            too_long="truncate",
+            chat_template="",
+            validation=0.04,
+            test=0.12,
+        ),
+        training=sft.Training(
+            epochs=2,
+            global_batch=128,
+            micro_batch=1,
+            schedule="cosine",
+            warmup=0.03,
+        ),
+        checkpoint=sft.Checkpoint(every_steps=100, keep_last=3),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Export tiny as a folder that Hugging Face transformers loads, and compare its logits with Megatron-Core's.
+
+Run:       python 09_export.py
+Leaves:    work/export/output/model/
+Why:       trainwright explain; every literal below is a leaf of plan.json (run 3e69fef4)
+"""
+
+import torch
+from megatron.core.transformer import TransformerConfig
+from trainwright.runtime.stages import export
+
+
+def main() -> None:
+    export.run(
+        stage="export",
+        initial="dpo",
+        model=TransformerConfig(
+            num_layers=4,
+            hidden_size=128,
+            ffn_hidden_size=384,
+            num_attention_heads=2,
+            num_query_groups=2,
+            kv_channels=64,
+            normalization="RMSNorm",
+            layernorm_epsilon=1e-05,
+            qk_layernorm=False,
+            gated_linear_unit=True,
+            activation_func=torch.nn.functional.silu,
+            add_bias_linear=False,
+            add_qkv_bias=False,
+            hidden_dropout=0.0,
+            attention_dropout=0.0,
+            init_method_std=0.02,
+            tensor_model_parallel_size=1,
+            pipeline_model_parallel_size=1,
+            sequence_parallel=False,
+            bf16=False,
+            params_dtype=torch.float32,
+            pipeline_dtype=torch.float32,
+            recompute_granularity=None,
+            recompute_modules=None,
+            recompute_method=None,
+            recompute_num_layers=None,
+            bias_activation_fusion=False,
+            bias_dropout_fusion=False,
+            masked_softmax_fusion=False,
+            gradient_accumulation_fusion=False,
+            apply_rope_fusion=False,
+        ),
+        embedding=export.Embedding(
+            vocab_size=2048,
+            padded_vocab_size=2048,
+            sequence_length=256,
+            positions="rope",
+            rotary_base=500000,
+            tied=True,
+        ),
+        layer_spec="local",
+        tolerance=0.0001,
+    )
+
+
+if __name__ == "__main__":
+    main()
