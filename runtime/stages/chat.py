@@ -154,11 +154,11 @@ class ChatTokenizer:
                 f"to end its turn; {MARKS_FIX}"
             )
         prompt = self.prompt(_SAMPLE[:-1])
-        if tokens[: len(prompt)] != prompt or not sum(mask[len(prompt) :]):
+        if tokens[: len(prompt)] != prompt or not any(mask[len(prompt) : len(prompt) + 1]):
             raise DataError(
-                f"the chat template asks for an answer by {self.decode(prompt)!r} (add_generation_prompt), and an answered "
-                f"conversation is {self.decode(tokens)!r}, which does not begin so: a model would be asked in another way "
-                "than it learns"
+                f"the chat template asks for an answer by {self.decode(prompt)!r}, which is not all that stands before the "
+                f"answer in {self.decode(tokens)!r}: a model would be asked in another way than it learns; write, at its end, "
+                "how a turn of the assistant's begins: {% if add_generation_prompt %}<|im_start|>assistant\\n{% endif %}"
             )
         return last.pop()
 
