@@ -298,15 +298,16 @@ def _progress(what: str) -> Iterator[None]:
 
 
 def _missing_data(resolved: "ResolvedSpec") -> list[str]:
-    """Sources whose path matches no file, from the current folder."""
+    """The user's paths that match no file, from the current folder."""
     import glob
 
     root = Path(resolved.data.root)
+    sources = ((f"data.sources[{index}].path", source.path) for index, source in enumerate(resolved.data.sources))
     return [
-        f"{resolved.pins[f'data.sources[{index}].path']}: data.sources[{index}].path: no file matches {root / source.path};"
+        f"{resolved.pins[place]}: {place}: no file matches {root / path};"
         " the run needs them, under the current folder or `trainwright run --data-root DIR`"
-        for index, source in enumerate(resolved.data.sources)
-        if source.path and not glob.glob(str(root / source.path), recursive=True)
+        for place, path in (*sources, *resolved.stages.paths())
+        if path and not glob.glob(str(root / path), recursive=True)
     ]
 
 

@@ -1,8 +1,9 @@
 """The stages of a spec with every reference followed and every open question a set or a range."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from trainwright.compiler.lineage import base_of, kind_of, model_of, origin_of, tuned_on_the_way
+from trainwright.compiler.lineage import base_of, is_path, kind_of, model_of, origin_of, tuned_on_the_way
 from trainwright.compiler.ranges import Choice, Range, open_choice, open_range
 from trainwright.compiler.spec import Spec
 from trainwright.compiler.spec_stages import TUNING_KINDS, StageSpec
@@ -74,6 +75,17 @@ class ResolvedStages:
     baseline: Choice[str]  # "bigram" | "none"
     tunings: tuple[ResolvedTuning, ...]
     evaluations: tuple[ResolvedEvaluation, ...]
+
+    def paths(self) -> Iterator[tuple[str, str]]:
+        """(place in the spec, path or glob) of what of the user's the stages read; "" where it is something else."""
+        for stage in self.written:
+            yield f"stages.{stage.name}.from", stage.origin if is_path(stage.origin) else ""
+        for tuning in self.tunings:
+            yield f"stages.{tuning.stage.name}.data", tuning.path
+            yield f"stages.{tuning.stage.name}.chat_template", tuning.chat_template
+        for evaluation in self.evaluations:
+            for task in evaluation.tasks:
+                yield f"stages.{evaluation.stage.name}.tasks.{task.name}.data", task.path
 
 
 def resolve_stages(spec: Spec) -> ResolvedStages:

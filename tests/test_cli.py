@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -149,6 +150,14 @@ def test_check_warns_of_missing_data_and_passes(tmp_path: Path) -> None:
     again = trainwright("check", str(ROOT / "specs" / "one_node.yaml"), cwd=tmp_path)
     assert "corpus/web" not in again.stderr
     assert "corpus/code" in again.stderr
+    assert re.search(r"warning: one_node.yaml:\d+: stages.dpo.data: no file matches pairs/\*.jsonl;", again.stderr)
+    stages = (
+        "stages={sft: {from: ../base, data: a.jsonl, chat_template: t.j2}, evaluate: {tasks: {mc: {data: q.jsonl}}}}"
+    )
+    other = trainwright("check", str(ROOT / "specs" / "one_node.yaml"), "--set", stages, cwd=tmp_path).stderr
+    assert [place for place in ("sft.from", "sft.data", "sft.chat_template", "evaluate.tasks.mc.data") if place in other] == [
+        "sft.from", "sft.data", "sft.chat_template", "evaluate.tasks.mc.data"
+    ]  # fmt: skip
 
 
 def test_plan_in_a_file_is_plain_and_whole() -> None:
@@ -163,9 +172,11 @@ def test_plan_in_a_file_is_plain_and_whole() -> None:
     assert f"{plan.shape.num_layers} layers of {plan.shape.hidden_size}" in model
     assert model.endswith("vocabulary 2048")
     stages = {line.split()[0]: line for line in lines if "implied" in line or "written" in line}
-    assert ["implied" in stages[name] for name in ("ingest", "tokenizer", "tokenize", "pretrain")] == [True] * 3 + [
-        False
-    ]
+    written = ["pretrain", "sft", "dpo", "evaluate", "export"]
+    assert [name for name, line in stages.items() if "implied" in line] == ["ingest", "curate", "tokenizer", "tokenize"]
+    assert [name for name, line in stages.items() if "written" in line] == written
+    assert "python-stdlib:preferences, 1 epoch of " in stages["dpo"]
+    assert stages["evaluate"].endswith("beside pretrain, sft; gates: accuracy/python-summaries 0.25")
 
 
 def test_one_of_a_kind_is_no_plural() -> None:
@@ -223,7 +234,7 @@ def test_compile_over_a_bundle_keeps_its_run_and_removes_old_programs(tmp_path: 
     after = content(out)
     gone = before.keys() - after.keys()
     assert gone
-    assert all("pretrain" in name or "token" in name for name in gone)
+    assert gone == {name for name in before if name.endswith(".py") and name != "01_ingest.py"}
     assert (after["work/state.json"], after["notes.txt"]) == (b"{}", b"mine")
     assert not [name for name in after if name.startswith(".new")]
     assert trainwright("compile", TINY, "-o", str(out)).returncode == 0
