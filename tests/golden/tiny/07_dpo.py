@@ -2,7 +2,7 @@
 
 Run:       torchrun --standalone --nproc-per-node 2 07_dpo.py
 Leaves:    work/dpo/checkpoints/, and the accuracy on pairs before and after in output/summary.json
-Why:       trainwright explain; every literal below is a leaf of plan.json (run 6a04f494)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run cd79cc2d)
 """
 
 import torch
@@ -15,7 +15,7 @@ from trainwright.runtime.stages import dpo
 def main() -> None:
     dpo.run(
         stage="dpo",
-        run_id="6a04f494",
+        run_id="cd79cc2d",
         seed=1234,
         initial="sft",
         parallel=dpo.Parallel(tensor=1, pipeline=1, data=2),
@@ -92,8 +92,8 @@ def main() -> None:
         preference=dpo.Preference(beta=0.3, nll=0.5),
         training=dpo.Training(
             epochs=1,
-            global_batch=16,
-            micro_batch=4,
+            global_batch=4,
+            micro_batch=2,
             schedule="cosine",
             warmup=0.1,
         ),
