@@ -81,8 +81,6 @@ def _open(workspace: Workspace, stage: str, system: str, choice: Choice) -> Talk
     for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         os.environ.setdefault(variable, "1")
     try:
-        from tokenizers import Tokenizer
-
         from trainwright.runtime.megatron.checkpoint import files_of, find_model
         from trainwright.runtime.megatron.generate import open_cached
         from trainwright.runtime.stages.chat import DEFAULT_TEMPLATE, ChatTokenizer
@@ -99,11 +97,10 @@ def _open(workspace: Workspace, stage: str, system: str, choice: Choice) -> Talk
     if files.chat_template:
         _note(f"{stage}, {folder.name}")
         return Talk(speaker, words, _note, system=system)
-    _note(f"{stage}, {folder.name}: a model that was only pretrained knows no turns; it continues your text")
     if system:
         raise DataError(f"--system needs a model that was tuned on conversations, and {stage} is only pretrained")
-    tokenizer = Tokenizer.from_file(str(files.tokenizer))
-    return Continuation(speaker, words, lambda text: tokenizer.encode(text, add_special_tokens=False).ids, _note)
+    _note(f"{stage}, {folder.name}: a model that was only pretrained knows no turns; it continues your text")
+    return Continuation(speaker, words, _note)
 
 
 def _answer_all(talk: Talk | Continuation, messages: Sequence[str]) -> None:

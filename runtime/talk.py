@@ -2,26 +2,16 @@
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from trainwright.runtime.errors import DataError
 from trainwright.runtime.stages.record_types import Message
 
 if TYPE_CHECKING:
     from trainwright.runtime.megatron.generate import CachedModel
+    from trainwright.runtime.stages.chat import ChatTokenizer
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a character decodes to while some of its bytes are still to come
-
-
-class Words(Protocol):
-    """What is needed of a `ChatTokenizer`."""
-
-    end_of_turn: int
-    end_of_text: int
-
-    def prompt(self, messages: Sequence[Message]) -> Sequence[int]: ...
-
-    def decode(self, tokens: Sequence[int]) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -67,7 +57,9 @@ class Speaker:
 class Talk:
     """A conversation by the model's chat template. `note` takes what the user should know besides the answer."""
 
-    def __init__(self, speaker: Speaker, words: Words, note: Callable[[str], None], *, system: str = "") -> None:
+    def __init__(
+        self, speaker: Speaker, words: "ChatTokenizer", note: Callable[[str], None], *, system: str = ""
+    ) -> None:
         self._speaker, self._words, self._note = speaker, words, note
         self._system = [Message("system", system)] if system else []
         self._turns: list[Message] = []  # user and assistant in turn
@@ -109,17 +101,15 @@ class Talk:
 class Continuation:
     """Texts that a model without chat template continues, each by itself."""
 
-    def __init__(
-        self, speaker: Speaker, words: Words, encode: Callable[[str], Sequence[int]], note: Callable[[str], None]
-    ) -> None:
-        self._speaker, self._words, self._encode, self._note = speaker, words, encode, note
+    def __init__(self, speaker: Speaker, words: "ChatTokenizer", note: Callable[[str], None]) -> None:
+        self._speaker, self._words, self._note = speaker, words, note
 
     def reset(self) -> None:
         """Nothing to forget."""
 
     def ask(self, text: str) -> Generator[str, None, None]:
         """How the text goes on, in pieces."""
-        tokens = [self._words.end_of_text, *self._encode(text)]
+        tokens = [self._words.end_of_text, *self._words.encode_text(text)]
         if len(tokens) > self._speaker.most_read:
             self._note(f"of {len(tokens)} tokens, the model reads the last {self._speaker.most_read}")
             tokens = tokens[-self._speaker.most_read :]

@@ -88,7 +88,8 @@ class ChatTokenizer:
             tokenizer_object=self._tokenizer, eos_token=END_OF_TURN, pad_token=PAD, chat_template=template
         )
         self.template = template
-        self.pad, self.end_of_text = self._tokenizer.token_to_id(PAD), self._tokenizer.token_to_id(END_OF_TEXT)
+        ids = self._tokenizer.get_vocab()
+        self.pad, self.end_of_text = ids[PAD], ids[END_OF_TEXT]
         self.end_of_turn = self._check()
 
     def encode(self, messages: Sequence[Message]) -> tuple[list[int], list[int]]:

@@ -21,7 +21,7 @@ from trainwright.runtime.megatron.parallel import Parallel, check_model, start
 from trainwright.runtime.megatron.platform import Literals, install
 from trainwright.runtime.stages import stage_verb
 from trainwright.runtime.stages.chat import DEFAULT_TEMPLATE, ChatTokenizer
-from trainwright.runtime.stages.export_check import CONVERSATION, TEXT, Passage, check_logits, check_tokens, windows
+from trainwright.runtime.stages.export_check import CONVERSATION, TEXT, Passage, check_logits, check_tokens
 from trainwright.runtime.stages.export_folder import Special, Vocabulary, write_card, write_configs, write_weights
 from trainwright.runtime.stages.records import Message
 from trainwright.runtime.workspace import open_workspace, write_json
@@ -74,7 +74,7 @@ def run(*, stage: str, initial: str, model: Any, embedding: Embedding, layer_spe
     gc.collect()
     worst = check_logits(scratch, passages, tolerance, device)
     compared = sum(len(passage.tokens) for passage in passages)
-    print(f"logits over {compared:,} tokens differ by {worst:.1e} at most (tolerance {tolerance:g})")
+    print(f"logits over {compared:,} tokens differ by {worst:.2g} at most (tolerance {tolerance:g})")
     folder.output.mkdir(parents=True)
     os.replace(scratch, folder.output / "model")
     summary = {
@@ -82,7 +82,7 @@ def run(*, stage: str, initial: str, model: Any, embedding: Embedding, layer_spe
         "files": {path.name: path.stat().st_size for path in sorted((folder.output / "model").iterdir())},
         "compared_tokens": compared,
         "largest_logit_difference": worst,
-        "key_figure": f"{parameters / 1e6:,.1f}M parameters, logits differ by {worst:.1e} at most",
+        "key_figure": f"{parameters / 1e6:,.1f}M parameters, logits differ by {worst:.2g} at most",
     }
     write_json(folder.summary, summary)
 
@@ -108,7 +108,7 @@ def _vocabulary(chat: ChatTokenizer, files: ModelFiles) -> Vocabulary:
     tokenizer = Tokenizer.from_file(str(files.tokenizer))
 
     def special(token: int) -> Special:
-        return Special(token, tokenizer.id_to_token(token))
+        return Special(token, str(tokenizer.id_to_token(token)))
 
     return Vocabulary(
         files.tokenizer,
@@ -123,15 +123,20 @@ def _read(built: Model, chat: ChatTokenizer, vocabulary: Vocabulary, folder: Pat
     """What the trained model says of a text, and of a conversation where it has a template. The exported tokenizer must
     read both alike."""
     text = Tokenizer.from_file(str(vocabulary.tokenizer)).encode(TEXT, add_special_tokens=False).ids
-    pieces = windows("the text", text, built.embedding.sequence_length)
+    texts = {"the text": text}
     conversation = None
     if vocabulary.chat_template:
         messages = [Message(role, content) for role, content in CONVERSATION]
         whole, _ = chat.encode(messages)
         conversation = (whole, chat.prompt(messages[:-1]))
-        pieces += windows("the conversation", whole, built.embedding.sequence_length)
+        texts["the conversation"] = list(whole)
     check_tokens(folder, text=text, conversation=conversation)
-    return [Passage(name, tokens, _logits(built, tokens)) for name, tokens in pieces]
+    length = built.embedding.sequence_length
+    return [
+        Passage(name, first, piece := tuple(tokens[first : first + length]), _logits(built, piece))
+        for name, tokens in texts.items()
+        for first in range(0, len(tokens), length)
+    ]
 
 
 def _logits(built: Model, tokens: tuple[int, ...]) -> torch.Tensor:

@@ -55,18 +55,12 @@ CONVERSATION = (
 
 @dataclass(frozen=True)
 class Passage:
-    """Tokens that both models read, and the trained model's logits after each: float32 [tokens, vocabulary], on the CPU."""
+    """Consecutive tokens that both models read, and the trained model's logits after each."""
 
     name: str
+    first: int  # place of the first token in what `name` names
     tokens: tuple[int, ...]
-    logits: Tensor
-
-
-def windows(name: str, tokens: Sequence[int], length: int) -> list[tuple[str, tuple[int, ...]]]:
-    """Named pieces of at most `length` tokens."""
-    return [
-        (f"{name} from token {first}", tuple(tokens[first : first + length])) for first in range(0, len(tokens), length)
-    ]
+    logits: Tensor  # float32 [tokens, vocabulary], on the CPU
 
 
 def open_transformers() -> Any:
@@ -113,10 +107,11 @@ def check_logits(folder: Path, passages: Sequence[Passage], tolerance: float, de
         largest = float(distances.max())
         if largest > tolerance:
             place, token = divmod(int(distances.argmax()), distances.shape[1])
+            exported, trained = float(theirs[place, token]), float(passage.logits[place, token])
             raise ExportMismatch(
                 f"{_refused(folder)}: logits differ by {largest:.2g}, and the tolerance is {tolerance:g}; the worst is after "
-                f"token {place} of {passage.name}, of token id {token}: {float(theirs[place, token]):.6g} exported, "
-                f"{float(passage.logits[place, token]):.6g} trained"
+                f"token {passage.first + place} of {passage.name}, for the id {token}: "
+                f"{exported:.6g} exported, {trained:.6g} trained"
             )
         worst = max(worst, largest)
     return worst
