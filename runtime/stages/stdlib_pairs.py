@@ -26,7 +26,7 @@ QUESTIONS = (
 )
 FOLLOWED_UP = 8  # one in so many conversations has a second question, whose answer stands in the first
 NUM_CHOICES = 4
-NEIGHBOURS = 24  # in the order of length, on either side: where the answers of like length are
+LIKE_LENGTH = 24  # neighbours in the order of length
 ALIKE = 0.5  # Jaccard similarity of the words from which on another summary may be right as well
 KINDS = ("other", "other", "truncated", "shuffled")
 
@@ -81,7 +81,7 @@ def _with_others(
         ordered = sorted(part, key=lambda item: (len(item.summary), item.name))
         words = [frozenset(normalise(item.summary).split()) for item in ordered]
         for place, item in enumerate(ordered):
-            near = range(max(0, place - NEIGHBOURS), min(len(ordered), place + NEIGHBOURS + 1))
+            near = _window(item, place, len(ordered))
             wrong = [other for other in near if _is_wrong(ordered[other], item, words[other], words[place])]
             wrong.sort(key=lambda other: _number(item, ordered[other].name))
             record = make(item, [ordered[other].summary for other in wrong[:count]])
@@ -89,6 +89,16 @@ def _with_others(
                 yield Rejected(item.file, item.line, "too few other summaries of like length", item.summary)
             else:
                 yield Found(record, item.file, item.line)
+
+
+def _window(item: Item, place: int, count: int) -> range:
+    """The places of LIKE_LENGTH items beside that at `place`, of `count` in the order of length.
+
+    Where it stands among them is drawn: in the middle of them, the answer of middling length would often be the right one.
+    """
+    first = place - _number(item, "window") % (LIKE_LENGTH + 1)
+    first = max(0, min(first, count - LIKE_LENGTH - 1))
+    return range(first, min(count, first + LIKE_LENGTH + 1))
 
 
 def _is_wrong(other: Item, item: Item, other_words: frozenset[str], words: frozenset[str]) -> bool:
