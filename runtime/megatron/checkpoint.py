@@ -1,16 +1,12 @@
 """Checkpoints of model and optimizer: Megatron-Core's dist_checkpointing, in a form that any layout can load.
 
-    checkpoints/step-000100/   complete when its metadata.json (Megatron-Core's last file) and run.json are there; beside
-                               the weights lies what a later stage needs to use them (model_files.py)
-    checkpoints/latest.json    {"step": 100, "path": "step-000100"}, written after the save returned
-
-A folder is never written twice: saving over a complete checkpoint would destroy it long before the new one is whole.
+A step folder (step_folders.py) is never written twice: saving over a complete checkpoint would destroy it long before the new
+one is whole. Beside the weights lies what a later stage needs to use them (model_files.py).
 """
 
 import contextlib
 import json
 import queue
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,9 +28,11 @@ from trainwright.runtime.megatron.model_files import (
     read_model,
     write_model_files,
 )
-from trainwright.runtime.workspace import Workspace, write_json
+from trainwright.runtime.megatron.step_folders import IDENTITY, LATEST, find_model, is_complete, remove, step_folders
+from trainwright.runtime.workspace import write_json
 
 __all__ = [
+    "IDENTITY",
     "Checkpoints",
     "Found",
     "Identity",
@@ -46,9 +44,6 @@ __all__ = [
     "read_model",
 ]
 
-LATEST = "latest.json"
-IDENTITY = "run.json"
-COMPLETE = "metadata.json"
 # "fully_reshardable": the one form of the distributed optimizer's state that loads in every layout (0.16.1). The other key
 # keeps the names of an optimizer's parts the same whether there are one or two.
 CONTENT = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
@@ -104,7 +99,7 @@ class Checkpoints:
         if model.overlaps_param_gather:
             model.ddp.start_param_sync(force_sync=True)
         if dist.get_rank() == 0:
-            _remove(path)  # torn, else this step would not be trained again
+            remove(path)  # torn, else this step would not be trained again
             path.mkdir(parents=True)
         dist.barrier()
         with _queue_in_this_process():
@@ -116,10 +111,10 @@ class Checkpoints:
                 {**asdict(self._identity), "step": step, "distributed_optimizer": _is_distributed(model)},
             )
             write_json(self._folder / LATEST, {"step": step, "path": path.name})
-            kept = [folder for folder in _step_folders(self._folder) if _is_complete(folder)][: self._keep]
-            for folder in _step_folders(self._folder):
+            kept = [folder for folder in step_folders(self._folder) if is_complete(folder)][: self._keep]
+            for folder in step_folders(self._folder):
                 if folder not in kept:
-                    _remove(folder)
+                    remove(folder)
         return path
 
     def load(self, model: Model, found: Found) -> None:
@@ -148,8 +143,8 @@ class Checkpoints:
         return self._folder / f"step-{step:06d}"
 
     def _find(self) -> Found | None:
-        for path in _step_folders(self._folder):
-            if not _is_complete(path):
+        for path in step_folders(self._folder):
+            if not is_complete(path):
                 self._log(f"checkpoint {path.name} is torn (its save was interrupted): passed over")
                 continue
             saved = _read_json(path / IDENTITY)
@@ -178,26 +173,6 @@ class Checkpoints:
         self._log(f"checkpoints of {difference}: moved to {aside.name}; training starts anew")
 
 
-def find_model(workspace: Workspace, initial: str) -> Path:
-    """The newest complete step folder of `initial`: a stage of this run, or (with a slash) a path from the data root to a
-    step folder, to a `checkpoints` folder, or to a stage's folder. Raises CheckpointError, which says what is there."""
-    if "/" not in initial:
-        stage = workspace.stage(initial)
-        return _newest(stage.checkpoints, f"stage {initial}", f"run the stage {initial} first")
-    given = workspace.data_root / initial
-    fix = "name a step folder, a checkpoints folder, or the folder of a stage that trains"
-    if not given.is_dir():
-        raise CheckpointError(f"{given} is not a folder: {fix}")
-    if _is_complete(given):
-        return given
-    if _looks_like_step(given):
-        raise CheckpointError(
-            f"{given} is torn (its save was interrupted): name the step before it, or its parent folder"
-        )
-    inner = given / "checkpoints"
-    return _newest(inner if inner.is_dir() else given, str(given), fix)
-
-
 def load_weights(model: Model, folder: Path) -> None:
     """Load the weights of a step folder, whatever layout and optimizer saved them; the optimizer's state stays new.
 
@@ -214,41 +189,10 @@ def load_weights(model: Model, folder: Path) -> None:
         model.optimizer.reload_model_params()  # the optimizer's own copies of the weights
 
 
-def _newest(checkpoints: Path, owner: str, fix: str) -> Path:
-    folders = _step_folders(checkpoints)
-    for folder in folders:
-        if _is_complete(folder):
-            return folder
-    there = ", ".join(f"{folder.name} (torn)" for folder in folders)
-    if not there and checkpoints.is_dir():
-        there = ", ".join(sorted(path.name for path in checkpoints.iterdir())[:8])
-    raise CheckpointError(f"{owner} has no complete checkpoint; {checkpoints} holds {there or 'nothing'}: {fix}")
-
-
-def _step_folders(checkpoints: Path) -> list[Path]:
-    """Newest first; complete and torn ones."""
-    folders = [path for path in checkpoints.glob("step-*") if _looks_like_step(path)]
-    return sorted(folders, key=lambda path: int(path.name[5:]), reverse=True)
-
-
-def _looks_like_step(folder: Path) -> bool:
-    return folder.name.startswith("step-") and folder.name[5:].isdigit()
-
-
 def _state(model: Model, *, loading: bool) -> dict[str, Any]:
     state: dict[str, Any] = {"model": model.gpt.sharded_state_dict(metadata=dict(CONTENT))}
     state["optimizer"] = model.optimizer.sharded_state_dict(dict(state), is_loading=loading, metadata=dict(CONTENT))
     return state
-
-
-def _remove(folder: Path) -> None:
-    """Delete a checkpoint; killed half-way, what is left does not look complete."""
-    (folder / IDENTITY).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_complete(folder: Path) -> bool:
-    return (folder / COMPLETE).exists() and (folder / IDENTITY).exists()
 
 
 def _is_distributed(model: Model) -> bool:

@@ -4,6 +4,7 @@ Megatron-Core's own local norm refuses sequence parallelism, and its local atten
 pair of positions; both are submodules of the layer spec, so these two take their place.
 """
 
+import contextlib
 import itertools
 from typing import Any
 
@@ -57,6 +58,9 @@ class CausalAttention(torch.nn.Module):
         super().__init__()
         self.scale = softmax_scale
         self.dropout: float = config.attention_dropout if attention_dropout is None else attention_dropout
+        # Under sequence parallelism Megatron-Core's block draws everything from that generator already: taken again, it
+        # would begin anew in every layer, and a recomputed layer would drop out others than it did.
+        self.generator = contextlib.nullcontext if config.sequence_parallel else get_cuda_rng_tracker().fork
 
     def forward(
         self,
@@ -92,7 +96,7 @@ class CausalAttention(torch.nn.Module):
         grouped = key.shape[2] != heads
         if self.training and self.dropout > 0:
             # heads differ from rank to rank, so the mask is drawn from the tensor-parallel generator
-            with get_cuda_rng_tracker().fork():
+            with self.generator():
                 out = F.scaled_dot_product_attention(
                     q, k, v, dropout_p=self.dropout, is_causal=True, scale=self.scale, enable_gqa=grouped
                 )

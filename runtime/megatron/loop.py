@@ -4,7 +4,6 @@ A batch is a dict of tensors [micro_batch, sequence]: `tokens`, `labels`, `posit
 a packed row (packing.py), which has `segments` too.
 """
 
-import bisect
 import contextlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -100,7 +99,7 @@ def score_sequences(
         raise ValueError(f"a sequence takes {longest} positions, and the model has {limit}")
     tensor = int(parallel_state.get_tensor_model_parallel_world_size())
     length = -(-max(longest, min(row_tokens, sum(sizes))) // tensor) * tensor
-    mine = _share(_rows(sizes, length))
+    mine = _share(packing.best_fit(sizes, length))
     batches = (packing.packed_row([sequences[index] for index in row], length, pad=0) for row in mine)
     with _inference(model):
         reports = _run_schedule(
@@ -236,22 +235,6 @@ def _sum_over_ranks(model: Model, reports: Sequence[Tensor], loss: Loss) -> tupl
     nats, items, tokens, *figures = total.tolist()
     sums = [nats, *figures]
     return [value / max(items, 1) for value in sums], sums, round(tokens)
-
-
-def _rows(sizes: Sequence[int], length: int) -> list[list[int]]:
-    """Numbers of the sequences of `sizes` positions, by row of `length`: the longest that is left, then what best fits beside
-    it. Those of no position are in none."""
-    left = sorted((size, index) for index, size in enumerate(sizes) if size)
-    rows = []
-    while left:
-        size, index = left.pop()
-        row, room = [index], length - size
-        while (place := bisect.bisect(left, (room, len(sizes)))) > 0:
-            size, index = left.pop(place - 1)
-            row.append(index)
-            room -= size
-        rows.append(row)
-    return rows
 
 
 def _share(items: Sequence[Any]) -> Sequence[Any]:

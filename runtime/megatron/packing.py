@@ -5,6 +5,7 @@ A packed batch is one row: `tokens`, `labels`, `position_ids` [1, length] (int64
 `loss_mask` is 0. A sequence of n tokens takes n - 1 positions: its last token is only predicted.
 """
 
+import bisect
 import contextlib
 import logging
 import warnings
@@ -58,6 +59,22 @@ def pack(lengths: abc.Sequence[int], pack_length: int, seed: int) -> list[list[i
         ]
 
 
+def best_fit(sizes: abc.Sequence[int], length: int) -> list[list[int]]:
+    """Numbers of the sequences of `sizes` positions, by row of `length`: the longest that is left, then what best fits beside
+    it. Those of no position are in none."""
+    left = sorted((size, index) for index, size in enumerate(sizes) if size)
+    rows = []
+    while left:
+        size, index = left.pop()
+        row, room = [index], length - size
+        while (place := bisect.bisect(left, (room, len(sizes)))) > 0:
+            size, index = left.pop(place - 1)
+            row.append(index)
+            room -= size
+        rows.append(row)
+    return rows
+
+
 def packed_row(sequences: abc.Sequence[Sequence], length: int, pad: int) -> dict[str, Tensor]:
     """One packed batch that holds the sequences in this order, padded to `length` positions with token `pad`.
 
@@ -103,8 +120,7 @@ def pad_row(batch: Mapping[str, Tensor], multiple: int) -> Mapping[str, Tensor]:
 def segment_parameters(segments: Tensor, device: torch.device) -> PackedSeqParams:
     """What Megatron-Core wants to know of the segments of a packed batch."""
     ends = torch.nn.functional.pad(segments.cumsum(0, dtype=torch.int32), (1, 0)).to(device)
-    # Of several segments the longest is shorter than the row: for a "longest" as long as the row Megatron-Core's RoPE
-    # would count positions over the whole row.
+    # Exactly: told of a longest as long as the row, Megatron-Core's RoPE counts positions over the whole row.
     longest = int(segments.max())
     return PackedSeqParams(
         qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends, max_seqlen_q=longest, max_seqlen_kv=longest

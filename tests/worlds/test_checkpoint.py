@@ -10,7 +10,7 @@ import pytest
 from world_support import STEPS, Case, Record, WorldFailed, build, compare, run_reference, run_world, train
 
 from trainwright.runtime.errors import CheckpointError
-from trainwright.runtime.megatron import checkpoint, parallel
+from trainwright.runtime.megatron import parallel, step_folders
 from trainwright.runtime.megatron.checkpoint import Checkpoints, Found, Identity, ModelFiles
 
 HALF = STEPS // 2
@@ -132,7 +132,7 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path: Path) -> None:
     assert any("step-000004 is torn" in line for line in log), log
     # the step is saved again, into a fresh folder
     save_after(case, tmp_path, 4)
-    assert (torn / checkpoint.COMPLETE).exists()
+    assert (torn / step_folders.COMPLETE).exists()
     assert resume(case, tmp_path)[2] == Found(4, torn)
 
 
@@ -143,7 +143,7 @@ def test_checkpoints_of_another_run_are_set_aside(other: Identity, tmp_path: Pat
     _, log, found = resume(Case(), folder, other)
     assert found is None
     aside = tmp_path / f"checkpoints-{IDENTITY.run_id}"
-    assert (aside / "step-000001" / checkpoint.COMPLETE).exists(), "nothing is lost"
+    assert (aside / "step-000001" / step_folders.COMPLETE).exists(), "nothing is lost"
     assert any(aside.name in line for line in log), log
 
 

@@ -1,5 +1,7 @@
 """Every layout trains as one process does: same data, same initial weights, fp32, full learning rate, no warm-up."""
 
+from dataclasses import replace
+
 import pytest
 from world_support import (
     SEQUENCE,
@@ -89,6 +91,21 @@ def test_full_recompute_changes_nothing(reference: Record) -> None:
     [difference] = run_cases([case], {case: reference})
     assert difference.loss == 0.0
     assert difference.violations() == []
+
+
+@pytest.mark.parametrize("sequence_parallel", [True, False])
+def test_full_recompute_drops_out_what_was_dropped_out(sequence_parallel: bool) -> None:
+    def work(case: Case) -> tuple[list[float], list[float]]:
+        record = train(build(case), range(2))
+        return record.losses, record.grad_norms
+
+    case = Case(tensor=2, dropout=0.2, sequence_parallel=sequence_parallel)
+    plain, again, none = (
+        run_world(2, lambda one=one: work(one))
+        for one in (case, replace(case, recompute=True), replace(case, dropout=0.0))
+    )
+    assert plain == again
+    assert plain != none
 
 
 def test_bf16_trains() -> None:

@@ -152,6 +152,7 @@ class Case:
     bf16: bool = False
     steps: int = STEPS
     recompute: bool = False
+    dropout: float = 0.0
     task: Task = TEXT
 
     @property
@@ -203,8 +204,8 @@ def literals(case: Case) -> tuple[platform.Literals, model.Embedding]:
         num_attention_heads=4,
         kv_channels=HEAD_DIM,
         layernorm_epsilon=1e-5,
-        attention_dropout=0.0,
-        hidden_dropout=0.0,
+        attention_dropout=case.dropout,
+        hidden_dropout=case.dropout,
         init_method_std=0.08,
         tensor_model_parallel_size=case.tensor,
         pipeline_model_parallel_size=case.pipeline,
