@@ -15,7 +15,7 @@ _NUMBERS = (errno.ENOSPC, errno.EDQUOT)
 _WORDS = re.compile(
     "|".join(map(re.escape, map(os.strerror, _NUMBERS))) + r"|inline_container\.cc:\d+\] \. unexpected pos \d"
 )
-LITTLE_BYTES = 1 << 20  # with less than this free, a failure that says nothing is a full disk's
+LITTLE_BYTES = 1 << 16  # with less than this free, a failure that says nothing is a full disk's
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -47,7 +47,7 @@ class Lock:
 
     work: Path
     left_by: Holder | None
-    _file: IO[str]
+    _file: IO[bytes]
 
     def check(self) -> None:
         """Raises BundleError where the folder was deleted or moved meanwhile: what is written there would be lost."""
@@ -71,8 +71,7 @@ def lock_work(work: Path) -> Iterator[Lock]:
         left = _read_holder(file)
         with unusable_work(work):
             file.truncate(0)
-            json.dump(asdict(Holder(os.getpid(), socket.gethostname(), now())), file)
-            file.flush()
+            file.write(json.dumps(asdict(Holder(os.getpid(), socket.gethostname(), now()))).encode())
         try:
             yield Lock(work, left if left.pid else None, file)
         finally:  # a lock file with a text and no lock is a killed runner's
@@ -80,10 +79,10 @@ def lock_work(work: Path) -> Iterator[Lock]:
                 file.truncate(0)
 
 
-def _take(work: Path) -> IO[str]:
+def _take(work: Path) -> IO[bytes]:
     holder = Holder()
     for _ in range(GLANCES):
-        file = (work / LOCK_FILE).open("a+", encoding="utf-8", errors="replace")
+        file = (work / LOCK_FILE).open("a+b", buffering=0)  # nothing to flush where the disk is full
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_same(file, work / LOCK_FILE):  # nobody deleted it between the two calls
@@ -98,14 +97,14 @@ def _take(work: Path) -> IO[str]:
     raise BundleBusy(f"{work}: another run is executing there ({holder}); wait for it, stop it, or use another --work")
 
 
-def _is_same(file: IO[str], path: Path) -> bool:
+def _is_same(file: IO[bytes], path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except OSError:
         return False
 
 
-def _read_holder(file: IO[str]) -> Holder:
+def _read_holder(file: IO[bytes]) -> Holder:
     file.seek(0)
     try:
         return read_record(Holder, json.loads(file.read()))
@@ -117,7 +116,7 @@ def find_holder(work: Path) -> Holder | None:
     """The runner that is executing in `work` now; None for none. Raises BundleError where that cannot be read."""
     with unusable_work(work):
         try:
-            file = (work / LOCK_FILE).open(encoding="utf-8", errors="replace")
+            file = (work / LOCK_FILE).open("rb")
         except FileNotFoundError:
             return None
         with file:
@@ -135,7 +134,7 @@ def end_survivors(work: Path, say: Callable[[str], None]) -> None:
     """
     begun = time.monotonic()
     killed: set[int] = set()
-    with unusable_work(work), (work / PROCESSES_FILE).open("a+", encoding="utf-8") as file:
+    with unusable_work(work), (work / PROCESSES_FILE).open("a+b") as file:
         while True:
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -157,7 +156,7 @@ def end_survivors(work: Path, say: Callable[[str], None]) -> None:
             time.sleep(GLANCE_S)
 
 
-def _lock_holders(file: IO[str]) -> list[int]:
+def _lock_holders(file: IO[bytes]) -> list[int]:
     """Other processes of this host that hold a lock on `file` (Linux: /proc; elsewhere none are found)."""
     wanted, found = os.fstat(file.fileno()), []
     for entry in Path("/proc").glob("[0-9]*"):
