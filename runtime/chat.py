@@ -1,7 +1,6 @@
 """`chat`: talk in the terminal with the latest model of a bundle, from its checkpoint. Imports no torch until one is found."""
 
 import contextlib
-import math
 import os
 import sys
 import warnings
@@ -41,8 +40,6 @@ def chat_bundle(
     chosen = choose_stage(opened, workspace, stage)
     if not all(text.strip() for text in messages):
         raise DataError("a message is empty: say something after --message")
-    if math.isnan(choice.temperature):
-        raise DataError("the temperature is no number: 0 takes the likeliest token, 1 the model's own distribution")
     try:
         with _spinner(f"loading {chosen.name}"):
             talk = _open(workspace, chosen.name, system, choice)
@@ -85,11 +82,10 @@ def _open(workspace: Workspace, stage: str, system: str, choice: Choice) -> Talk
         from trainwright.runtime.megatron.generate import open_cached
         from trainwright.runtime.stages.chat import DEFAULT_TEMPLATE, ChatTokenizer
     except ModuleNotFoundError as error:
-        if (error.name or "").startswith("trainwright"):
+        package = (error.name or "").split(".")[0]
+        if package == "trainwright":
             raise
-        raise MissingExtra(
-            f"chat needs {error.name}, which is not installed: pip install 'trainwright[run]'"
-        ) from error
+        raise MissingExtra(f"chat needs {package}, which is not installed: pip install 'trainwright[run]'") from error
     folder = find_model(workspace, stage)
     files = files_of(folder)
     speaker = Speaker(open_cached(folder), choice)

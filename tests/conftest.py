@@ -1,6 +1,8 @@
 """Options and fixtures that all tests share."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,3 +33,14 @@ def reference() -> Path:
     if not folder:
         pytest.skip("TRAINWRIGHT_REFERENCE is not set")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def saved_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle that `saved_models.py` writes; tests leave its models as they are. About 20 s."""
+    folder = tmp_path_factory.mktemp("saved")
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests" / "saved_models.py", folder], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder

@@ -34,10 +34,9 @@ from trainwright.runtime.stages.record_types import Message  # noqa: E402
 from trainwright.runtime.stages.tokenizer import train as train_tokenizer  # noqa: E402
 from trainwright.runtime.workspace import write_json  # noqa: E402
 
-TALKS = (
-    (("user", "red"), ("assistant", "rot \N{ROSE}"), ("user", "again"), ("assistant", "rot, wie gesagt")),
-    (("user", "green"), ("assistant", "grün \N{HERB}"), ("user", "again"), ("assistant", "grün, wie gesagt")),
-)
+RED, GREEN = (("user", "red"), ("assistant", "rot \N{ROSE}")), (("user", "green"), ("assistant", "grün \N{HERB}"))
+RED_AGAIN, GREEN_AGAIN = ((("user", "again"), ("assistant", f"{colour}, wie gesagt")) for colour in ("rot", "grün"))
+TALKS = (RED + RED_AGAIN, GREEN + GREEN_AGAIN, RED_AGAIN + GREEN)
 SEQUENCE, STEPS = 96, 120
 VOCABULARY, PADDED = 280, 384
 FOLDER = Path(sys.argv[1]).resolve()
