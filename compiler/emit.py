@@ -30,6 +30,7 @@ from trainwright.runtime.manifest import (
 
 EXECUTABLE = frozenset({"launch.sh"})
 
+_LINE = 88  # columns: `ruff format`'s own default, which programs keep to
 # Megatron-Core's words for ours (TransformerConfig of 0.16: recompute_*; selective recomputes the core attention,
 # Korthikanti et al. 2022, section 5).
 _RECOMPUTE: dict[str, dict[str, Any]] = {
@@ -59,7 +60,8 @@ class _Words:
     model: str
     tokens: str
     activation: str
-    weighted: bool
+    sources: tuple[str, ...]
+    weights: tuple[float, ...]  # of the sources; empty: by tokens
     multi_node: bool
     last_node: int
 
@@ -165,7 +167,9 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=True,
         autoescape=False,  # programs, not HTML: every value goes through py, sh, comment or markdown
     )
-    environment.filters.update(py=python_literal, sh=shlex.quote, comment=_one_line, markdown=_markdown)
+    environment.filters.update(
+        py=python_literal, argument=tuple_argument, sh=shlex.quote, comment=_one_line, markdown=_markdown
+    )
     return environment
 
 
@@ -174,11 +178,21 @@ def python_literal(value: Any) -> str:
     if isinstance(value, str):
         prefer_single = '"' in value and "'" not in value
         return repr(value) if prefer_single else json.dumps(value, ensure_ascii=not value.isprintable())
-    if isinstance(value, tuple):
-        return "(" + ", ".join(map(python_literal, value)) + (",)" if len(value) == 1 else ")")
     if isinstance(value, list):
         return "[" + ", ".join(python_literal(item) for item in value) + "]"
     return repr(value)
+
+
+def tuple_argument(values: tuple[Any, ...], name: str, indent: int) -> str:
+    """The argument `name=(...),` of a call, as `ruff format` would spell it at that indentation: an item a line, but one item
+    beside its name where it fits."""
+    items = [f"{python_literal(value)}," for value in values]
+    if len(items) < 2:
+        line = f"{name}=({''.join(items)}),"
+        if not items or indent + len(line) <= _LINE:
+            return line
+    margin = " " * indent
+    return "\n".join([f"{name}=(", *(f"{margin}    {item}" for item in items), f"{margin}),"])
 
 
 def _one_line(text: str) -> str:
@@ -226,7 +240,8 @@ def _words(plan: Plan) -> _Words:
         model=f"{plan.shape.family} with {estimates.parameters:,} parameters",
         tokens=f"{plan.data.budget_tokens:,}",
         activation=_ACTIVATION[plan.shape.activation],
-        weighted=plan.data.mixture == "weighted",
+        sources=tuple(source.name for source in plan.data.sources),
+        weights=tuple(source.weight for source in plan.data.sources) if plan.data.mixture == "weighted" else (),
         multi_node=multi_node,
         last_node=cluster.nodes - 1,
     )

@@ -1,18 +1,20 @@
 """Templates name leaves of the plan; arithmetic, comparison and defaults live in Python."""
 
+import subprocess
+import sys
 from importlib.resources import files
 
 import jinja2
 import pytest
 from jinja2 import nodes
 
-from trainwright.compiler.emit import python_literal
+from trainwright.compiler.emit import python_literal, tuple_argument
 from trainwright.compiler.emit_manifest import LAUNCHER_OF_KIND
 from trainwright.compiler.spec_stages import STAGE_KINDS
 
 TEMPLATES = sorted(item.name for item in files("trainwright.templates").iterdir() if item.name.endswith(".j2"))
 DECIDING = (nodes.BinExpr, nodes.UnaryExpr, nodes.Compare, nodes.CondExpr, nodes.Call, nodes.Test, nodes.Assign)
-SAFE_FILTERS = {"py", "sh", "comment", "markdown"}
+SAFE_FILTERS = {"py", "argument", "sh", "comment", "markdown"}
 
 
 def test_there_is_one_template_a_stage_kind() -> None:
@@ -45,5 +47,19 @@ def test_a_string_of_a_spec_is_a_literal_in_a_program(text: str) -> None:
     assert "\n" not in python_literal(text)
 
 
-def test_a_tuple_of_a_plan_is_a_literal_in_a_program() -> None:
-    assert [python_literal(value) for value in ((), ("a",), ("a", 1))] == ["()", '("a",)', '("a", 1)']
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ((), "names=(),"),
+        (("a",), 'names=("a",),'),
+        (("a" * 72,), f'names=("{"a" * 72}",),'),
+        (("a" * 73,), f'names=(\n        "{"a" * 73}",\n    ),'),
+        (("a", 0.5), 'names=(\n        "a",\n        0.5,\n    ),'),
+    ],
+)
+def test_a_tuple_of_a_plan_is_an_argument_of_a_call(values: tuple[object, ...], text: str) -> None:
+    """As `ruff format` spells it."""
+    assert tuple_argument(values, "names", 4) == text
+    program = f"f(\n    {text}\n)\n"
+    command = [sys.executable, "-m", "ruff", "format", "--isolated", "-"]
+    assert subprocess.run(command, input=program, capture_output=True, text=True).stdout == program

@@ -30,7 +30,12 @@ def main() -> None:
             permutations=128,
             shingle_words=5,
         ),
-        scrub=("email", "ip", "card", "iban"),
+        scrub=(
+            "email",
+            "ip",
+            "card",
+            "iban",
+        ),
         seed=1234,
     )
 
