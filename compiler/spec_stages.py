@@ -28,7 +28,8 @@ class TaskSpec(Section):
     data: str | None = Field(
         default=None,
         min_length=1,
-        description="file or glob of .jsonl with {query, choices, answer}; relative to data.root, kept as written",
+        description="file or glob of .jsonl with {query, choices, answer}, or a YAML task of lm-evaluation-harness on local"
+        " data; relative to data.root, kept as written",
     )
     connector: Literal["python-stdlib:choices"] | None = Field(
         default=None, description="questions that are made where the run happens: which summary belongs to a function"
