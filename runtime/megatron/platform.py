@@ -122,10 +122,16 @@ def install() -> None:
     """
     global _installed
     # Megatron-Core 0.16.1 calls some collectives by names that newer torch deprecates.
-    for message in (r"`torch\.distributed\.\w+` is deprecated", "`load_state_dict` is deprecated", "Please use DTensor"):
+    for message in (
+        r"`torch\.distributed\.\w+` is deprecated",
+        "`load_state_dict` is deprecated",
+        "Please use DTensor",
+    ):
         warnings.filterwarnings("ignore", message=message, category=FutureWarning)
     # Its distributed optimizer clears the gradients of views of parameters, which have none.
-    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf", category=UserWarning)
+    warnings.filterwarnings(
+        "ignore", message="The .grad attribute of a Tensor that is not a leaf", category=UserWarning
+    )
     _let_rope_fusion_be_written()
     if _installed or torch.cuda.is_available():
         return
