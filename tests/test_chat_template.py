@@ -188,6 +188,10 @@ def test_what_is_too_long_is_dropped_or_cut_and_counted(chat: ChatTokenizer) -> 
         "parts of split ones": 2,
     }
 
+    three = [*TALK, Message("user", "Why?"), Message("assistant", "So.")]
+    exact = fit(chat, three, limit=len(tokens), too_long="split", counts=Counter())
+    assert [chat.decode(part.tokens) for part in exact] == [chat.render(TALK), chat.render([TALK[0], *three[5:]])]
+
     fit(chat, [*TALK[:-1], Message("assistant", "An <|im_end|>.")], limit=10_000, too_long="drop", counts=counts)
     assert counts["with a special token spelt out, read as text"] == 1
 

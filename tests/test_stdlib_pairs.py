@@ -125,7 +125,8 @@ def test_questions_name_what_is_really_there(conversations: Records[Conversation
         ("heapq.merge", "heapq", "merge(*iterables, key, reverse)"),
         ("fractions.Fraction.limit_denominator", "fractions", "Fraction.limit_denominator(max_denominator)"),
         ("json.decoder.JSONDecodeError", "json.decoder", "JSONDecodeError(msg, doc, pos)"),
-        ("collections.ChainMap.fromkeys", "collections", "ChainMap.fromkeys(iterable, *args)"),
+        ("fractions.Fraction.from_float", "fractions", "Fraction.from_float(f)"),
+        ("tracemalloc.Snapshot.load", "tracemalloc", "Snapshot.load(filename)"),
     ):
         question, answer = by_id[name].messages[:2]
         assert f"`{call}`" in question.content

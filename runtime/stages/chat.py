@@ -83,7 +83,7 @@ class ChatTokenizer:
         for token in (END_OF_TEXT, PAD, END_OF_TURN):
             if token not in special:
                 raise DataError(f"{tokenizer_json} has no special token {token}; it has {', '.join(special) or 'none'}")
-        self._special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
+        self._special = re.compile("|".join(map(re.escape, special)))
         self._chat = PreTrainedTokenizerFast(
             tokenizer_object=self._tokenizer, eos_token=END_OF_TURN, pad_token=PAD, chat_template=template
         )
