@@ -104,7 +104,7 @@ def test_a_killed_rank_loses_nothing_that_was_saved(project: Project) -> None:
     """Killed in pretraining: an exit code of its own; the next run keeps the data stages and resumes from a checkpoint."""
     running = project.start("run", "bundle")
     wait_for(project.work / "pretrain" / "checkpoints" / "latest.json", running)
-    ranks = ranks_of(str(project.path / "bundle" / "04_pretrain.py"))
+    ranks = ranks_of(str(project.path / "bundle" / "05_pretrain.py"))
     assert ranks
     os.kill(ranks[-1], signal.SIGKILL)
     out, err = running.communicate()
