@@ -194,6 +194,7 @@ def test_transformers_loads_it_whole(
     )
     files = {path.name: path.stat().st_size for path in (exports.work / name / "output" / "model").iterdir()}
     assert files == summary["files"]
+    assert len({path.stat().st_mode for path in (exports.work / name / "output" / "model").iterdir()}) == 1
 
 
 def test_large_weights_are_several_files(exports: Exports) -> None:

@@ -1,5 +1,6 @@
 """The files of a Hugging Face model folder: weights, configs, tokenizer, and a card that says what lies there."""
 
+import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -63,10 +64,18 @@ def write_weights(
     for file, shard in zip(names, shards, strict=True):
         ready = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in shard.items()}
         save_file(ready, folder / file, metadata={"format": "pt"})
+        (folder / file).chmod(_usual_mode())
     if count > 1:
         places = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
         write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes)}, "weight_map": places})
     return sum(tensor.numel() for shard in shards for tensor in shard.values())
+
+
+def _usual_mode() -> int:
+    """Of a new file, by the user's umask: safetensors leaves its files to their owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 def write_configs(folder: Path, model_config: dict[str, Any], vocabulary: Vocabulary) -> None:
