@@ -20,6 +20,7 @@ from trainwright.runtime.megatron.data import TokenFile
 from trainwright.runtime.megatron.packing import Sequence as Tokens
 from trainwright.runtime.stages import evaluate
 from trainwright.runtime.stages.chat import DEFAULT_TEMPLATE, ChatTokenizer
+from trainwright.runtime.stages.crew import Crew
 from trainwright.runtime.stages.heldout import HeldOutText, score
 from trainwright.runtime.stages.preparation import Preparation
 from trainwright.runtime.stages.records import Message
@@ -170,6 +171,14 @@ def expected(place: Workspace) -> dict[str, Any]:
             logs = loop.forward_logits(built, torch.tensor(tokens[:-1])).log_softmax(-1)
             return sum(float(logs[at - 1, tokens[at]]) for at in range(len(begin), len(tokens)))
 
+        ticks: list[int] = []
+        crew = Crew(built, 2 * SEQUENCE, ticks.append)
+        likeliest = [5]
+        for _ in range(3):
+            logits = loop.forward_logits(built, torch.tensor(likeliest))
+            likeliest.append(int(logits[-1].argmax()))
+        two = [Tokens((*likeliest[:-1], last), (0, 1, 1, 1)) for last in (likeliest[-1], likeliest[-1] - 1)]
+        plain, greedy = crew.ask([*two, *two]), crew.ask(two, greedy=True)
         text = place.stage("tokenize")
         held = HeldOutText(text.output, json.loads(text.summary.read_text()), ("code", "prose"))
         windows = held.windows("test", SEQUENCE)
@@ -179,6 +188,11 @@ def expected(place: Workspace) -> dict[str, Any]:
             "rejected": [answer(pair["prompt"], pair["rejected"], ends=True) for pair in PAIRS],
             "text": held.test(built, micro_batch=2, baseline="bigram"),
             "code": score(built, windows["code"], range(windows["code"].num_windows), 2),
+            "greedy": [score.is_greedy for score in greedy],
+            "same": [
+                first.log_probability - second.log_probability for first, second in zip(greedy, plain[2:], strict=True)
+            ],
+            "ticks": sum(ticks),
             "answer tokens": [len(chat.encode_text(pair["chosen"])) + 1 for pair in PAIRS],
         }
 
@@ -223,6 +237,12 @@ def test_pairs_and_conversations_score_what_single_passes_give(
     assert measured["chosen_log_probability/dpo"]["value"] == pytest.approx(sum(chosen) / 9, rel=1e-5)
     assert measured["loss/sft"]["value"] == pytest.approx(-sum(chosen) / sum(expected["answer tokens"]), rel=1e-5)
     assert results["counts"]["preferences/dpo"]["measured"] == 9
+
+
+def test_what_is_asked_twice_is_scored_once_but_for_whether_it_is_greedy(expected: dict[str, Any]) -> None:
+    assert expected["greedy"] == [True, False]
+    assert expected["same"] == pytest.approx([0.0, 0.0], abs=1e-4)
+    assert expected["ticks"] == 4 + 2, "progress counts what is asked"
 
 
 def test_text_has_the_perplexity_that_pretraining_measures(results: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -411,6 +431,38 @@ def test_models_with_other_tokenizers_are_not_compared(place: Workspace) -> None
 def test_an_evaluation_of_nothing_says_so(place: Workspace) -> None:
     with pytest.raises(DataError, match="measures nothing"):
         prepare(place)
+
+
+def test_a_pair_of_equal_answers_prefers_neither(place: Workspace) -> None:
+    measure = prepare(place, preferences=SETTINGS["preferences"]).measures["preferences/dpo"]
+    values = measure.values(lambda sequences, greedy=False: [loop.Score(-1.0, 1, False) for _ in sequences])
+    assert values["preference_accuracy/dpo"].sum() == 0
+    assert set(values) == {metric.name for metric in measure.metrics}
+
+
+def test_the_border_between_a_question_and_its_answer(place: Workspace) -> None:
+    """After a chat template's line feed the answer begins; else white space is the answer's, as lm-eval has it."""
+    from lm_eval.api.instance import Instance
+
+    from trainwright.runtime.stages.harness import HarnessModel
+
+    chat = ChatTokenizer(place.bundle / "tokenizer.json", DEFAULT_TEMPLATE)
+    asked: list[Tokens] = []
+
+    def ask(sequences: Sequence[Tokens], *, greedy: bool = False) -> list[loop.Score]:
+        asked.extend(sequences)
+        return [loop.Score(0.0, 1, False) for _ in sequences]
+
+    harness = HarnessModel(ask, chat, limit=SEQUENCE + 1)
+    prompt = harness.apply_chat_template([{"role": "user", "content": "What is 1 plus 4?"}])
+    pairs = [(prompt, "It is 5."), ("What is", " plus"), ("What is ", "plus"), ("", "plus")]
+    harness.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in pairs])
+    counted = [
+        chat.decode([token for token, counts in zip(one.tokens, one.counts, strict=True) if counts]) for one in asked
+    ]
+    assert counted == ["It is 5.", " plus", " plus", "plus"]
+    assert list(asked[0].tokens) == chat.prompt([Message("user", "What is 1 plus 4?")]) + chat.encode_text("It is 5.")
+    assert asked[3].tokens[0] == chat.end_of_text
 
 
 def test_a_whole_text_is_predicted_token_by_token(place: Workspace) -> None:
