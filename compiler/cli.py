@@ -128,7 +128,7 @@ def check(spec: SpecFile, overrides: Overrides = None) -> None:
     Data files that are not there are a warning only: a plan for a cluster may be made on a laptop.
     """
     resolved, plan = _plan(spec, overrides)
-    for warning in (*plan.estimates.warnings, *_missing_data(resolved)):
+    for warning in (*plan.estimates.warnings, *_missing_data(resolved, plan)):
         print(f"warning: {warning}", file=sys.stderr)
     print(f"{spec}: ok; `trainwright plan {spec}` shows what it becomes")
 
@@ -297,12 +297,13 @@ def _progress(what: str) -> Iterator[None]:
         yield
 
 
-def _missing_data(resolved: "ResolvedSpec") -> list[str]:
-    """The user's paths that match no file, from the current folder."""
+def _missing_data(resolved: "ResolvedSpec", plan: "Plan") -> list[str]:
+    """The user's paths that a stage reads and that match no file, from the current folder."""
     import glob
 
     root = Path(resolved.data.root)
-    sources = ((f"data.sources[{index}].path", source.path) for index, source in enumerate(resolved.data.sources))
+    ingested = resolved.data.sources if any(stage.kind == "ingest" for stage in plan.stages) else ()
+    sources = ((f"data.sources[{index}].path", source.path) for index, source in enumerate(ingested))
     return [
         f"{resolved.pins[place]}: {place}: no file matches {root / path};"
         " the run needs them, under the current folder or `trainwright run --data-root DIR`"

@@ -16,6 +16,8 @@ from trainwright.compiler.plan_stages import Dpo, Sft
 from trainwright.compiler.units import format_quantity
 
 _FILE_WIDTH = 100_000  # columns: in a file nothing is wrapped or cut
+# Lines of the summary that a plan without a pretrain stage does not have.
+_PRETRAINING = ("data", "training", "learning rate", "loss", "in all")
 
 
 def show(renderable: RenderableType, out: TextIO) -> None:
@@ -89,9 +91,12 @@ def shown(value: object) -> str:
 
 def summary(plan: Plan) -> RenderableType:
     """What is trained, how, where, what it is expected to take, the stages, warnings and alternatives."""
+    lines = {**_trained(plan), **_laid_out(plan), **_expected(plan)}
+    if not any(stage.kind == "pretrain" for stage in plan.stages):
+        lines = {name: line for name, line in lines.items() if name not in _PRETRAINING}
     parts: list[RenderableType] = [
         Text(f"{plan.name}  (run {plan.run_id})", style="bold"),
-        _table(("", ""), {**_trained(plan), **_laid_out(plan), **_expected(plan)}.items(), header=False),
+        _table(("", ""), lines.items(), header=False),
         Text(""),
         _stages(plan),
     ]

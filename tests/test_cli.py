@@ -158,6 +158,7 @@ def test_check_warns_of_missing_data_and_passes(tmp_path: Path) -> None:
     assert [place for place in ("sft.from", "sft.data", "sft.chat_template", "evaluate.tasks.mc.data") if place in other] == [
         "sft.from", "sft.data", "sft.chat_template", "evaluate.tasks.mc.data"
     ]  # fmt: skip
+    assert "data.sources" not in other, "nothing ingests them"
 
 
 def test_plan_in_a_file_is_plain_and_whole() -> None:
@@ -177,6 +178,14 @@ def test_plan_in_a_file_is_plain_and_whole() -> None:
     assert [name for name, line in stages.items() if "written" in line] == written
     assert "python-stdlib:preferences, 1 epoch of " in stages["dpo"]
     assert stages["evaluate"].endswith("beside pretrain, sft; gates: accuracy/python-summaries 0.25")
+
+
+def test_plan_of_tuning_alone_tells_of_no_pretraining() -> None:
+    result = trainwright("plan", TINY, "--set", "stages={sft: {from: ../base, data: a.jsonl}}")
+    assert result.returncode == 0, result.stderr
+    names = [line.split("  ")[0] for line in result.stdout.splitlines()[1:] if line]
+    assert names[:5] == ["model", "devices", "layout", "step", "memory"]
+    assert "sft" in names
 
 
 def test_one_of_a_kind_is_no_plural() -> None:
