@@ -1,20 +1,17 @@
 """Texts of one split that nearly repeat a text of another.
 
 Two texts are near-duplicates when the sets of their pairs of neighbouring words, case and punctuation aside, have a Jaccard
-similarity of at least THRESHOLD: in 20 words, one may differ. The search is exact. A text can be that similar to another
-only if at least THRESHOLD of its own pairs occur in it, so most texts are ruled out by their pairs that occur nowhere, and of
-the others only the rarest pairs are looked up (prefix filtering: Bayardo, Ma, Srikant 2007, "Scaling up all pairs similarity
-search").
+similarity of at least 4/5: in 20 words, one may differ. The search is exact. Two sets that are so similar have at least 4/5 of
+each in common; so, with the pairs of both in one order, they have one in common among the first fifth of each, and one more
+pair. The rarest pairs are first in that order, and few texts share those (prefix filtering: Bayardo, Ma, Srikant 2007, "Scaling
+up all pairs similarity search").
 """
 
-import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from fractions import Fraction
 from itertools import pairwise
 
-THRESHOLD = Fraction(4, 5)
 WORD = re.compile(r"\w+")
 
 
@@ -29,17 +26,23 @@ def find_repeated(held: Sequence[str], texts: Iterable[str]) -> set[int]:
     frequency = Counter(pair for pairs in sets for pair in pairs)
     places = defaultdict(list)
     for place, pairs in enumerate(sets):
-        for pair in pairs:
+        for _, pair in sorted((frequency[pair], pair) for pair in pairs)[: _looked_up(pairs)]:
             places[pair].append(place)
     found: set[int] = set()
     for text in texts:
         pairs = _pairs(text)
-        known = sorted((frequency[pair], pair) for pair in pairs if pair in frequency)
-        may_lack = len(pairs) - math.ceil(THRESHOLD * len(pairs))
-        looked_up = may_lack + 1 - (len(pairs) - len(known))  # one of so many of the rarest is in every near-duplicate
-        candidates = {place for _, pair in known[: max(looked_up, 0)] for place in places[pair]}
-        found.update(place for place in candidates - found if _similar(pairs, sets[place]))
+        known = [pair for pair in pairs if pair in frequency]
+        looked_up = _looked_up(pairs) - (len(pairs) - len(known))  # those that occur nowhere are the rarest
+        if looked_up > 0:
+            rarest = sorted((frequency[pair], pair) for pair in known)[:looked_up]
+            candidates = {place for _, pair in rarest for place in places.get(pair, ())}
+            found.update(place for place in candidates - found if _similar(pairs, sets[place]))
     return found
+
+
+def _looked_up(pairs: set[str]) -> int:
+    """How many of the rarest pairs: all but 4/5, and one."""
+    return len(pairs) // 5 + 1
 
 
 def _pairs(text: str) -> set[str]:
@@ -50,5 +53,8 @@ def _pairs(text: str) -> set[str]:
 
 
 def _similar(first: set[str], second: set[str]) -> bool:
+    fewer, more = sorted((len(first), len(second)))
+    if 5 * fewer < 4 * more:
+        return False
     common = len(first & second)
-    return common >= THRESHOLD * (len(first) + len(second) - common)
+    return 5 * common >= 4 * (fewer + more - common)
