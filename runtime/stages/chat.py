@@ -70,8 +70,11 @@ def read_template(path: Path) -> str:
 class ChatTokenizer:
     """A tokenizer with a chat template. `pad`, `end_of_turn`, `end_of_text` are token ids."""
 
-    def __init__(self, tokenizer_json: Path, template: str) -> None:
-        """Raises DataError where the tokenizer lacks a special token, or the template is none that one can be trained by."""
+    def __init__(self, tokenizer_json: Path, template: str, name: str = "the chat template") -> None:
+        """`name`: what messages call the template.
+
+        Raises DataError where the tokenizer lacks a special token, or the template is none that one can be trained by.
+        """
         from tokenizers import Tokenizer, normalizers
         from transformers import PreTrainedTokenizerFast  # takes seconds
 
@@ -87,7 +90,7 @@ class ChatTokenizer:
         self._chat = PreTrainedTokenizerFast(
             tokenizer_object=self._tokenizer, eos_token=END_OF_TURN, pad_token=PAD, chat_template=template
         )
-        self.template = template
+        self.template, self._name = template, name
         ids = self._tokenizer.get_vocab()
         self.pad, self.end_of_text = ids[PAD], ids[END_OF_TEXT]
         self.end_of_turn = self._check()
@@ -129,9 +132,7 @@ class ChatTokenizer:
         except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             line = getattr(error, "lineno", None)
             where = f", line {line}" if line else ""
-            raise DataError(
-                f"the chat template{where}: {error}; correct it, or leave it out for the default"
-            ) from error
+            raise DataError(f"{self._name}{where}: {error}; correct it, or leave it out for the default") from error
 
     def _mark(self, content: str) -> str:
         return self._special.sub(lambda found: found[0][0] + MARK + found[0][1:], content.replace(MARK, ""))
@@ -141,23 +142,21 @@ class ChatTokenizer:
         tokens, mask = self.encode(_SAMPLE)
         marked = [self.decode(run) for count, run in _runs(tokens, mask) if count]
         if not marked:
-            raise DataError(f"the chat template marks nothing as the assistant's; {MARKS_FIX}")
+            raise DataError(f"{self._name} marks nothing as the assistant's; {MARKS_FIX}")
         questions, answers = ([message.content for message in _SAMPLE[begin::2]] for begin in (0, 1))
         for text in marked:
             if not any(answer in text for answer in answers) or any(question in text for question in questions):
-                raise DataError(
-                    f"the chat template marks {text!r}, which is not an answer of the assistant's; {MARKS_FIX}"
-                )
+                raise DataError(f"{self._name} marks {text!r}, which is not an answer of the assistant's; {MARKS_FIX}")
         last = {run[-1] for count, run in _runs(tokens, mask) if count}
         if len(last) > 1 or not self._special.fullmatch(self.decode(list(last))):
             raise DataError(
-                f"the chat template marks {marked[0]!r}, which does not end with a special token: a model would never learn "
+                f"{self._name} marks {marked[0]!r}, which does not end with a special token: a model would never learn "
                 f"to end its turn; {MARKS_FIX}"
             )
         prompt = self.prompt(_SAMPLE[:-1])
         if tokens[: len(prompt)] != prompt or not any(mask[len(prompt) : len(prompt) + 1]):
             raise DataError(
-                f"the chat template asks for an answer by {self.decode(prompt)!r}, which is not all that stands before the "
+                f"{self._name} asks for an answer by {self.decode(prompt)!r}, which is not all that stands before the "
                 f"answer in {self.decode(tokens)!r}: a model would be asked in another way than it learns; write, at its end, "
                 "how a turn of the assistant's begins: {% if add_generation_prompt %}<|im_start|>assistant\\n{% endif %}"
             )

@@ -5,6 +5,7 @@ alone and counts its positions from 0. Leaves `work/<stage>/`: `data/` (packed e
 `checkpoints/`, `metrics.jsonl`, `tensorboard/` and `output/summary.json`. Resumes from the newest checkpoint of the same run.
 """
 
+import glob
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -79,7 +80,9 @@ def run(
         embedding=embedding,
         training=training,
     )
-    facts = tuning.prepare(data, data.path, partial(_prepare, tuning, data, embedding.sequence_length))
+    facts = tuning.prepare(
+        data, (data.path, glob.escape(data.chat_template)), partial(_prepare, tuning, data, embedding.sequence_length)
+    )
     stream = PackedStream(
         Examples(tuning.data / "train"),
         pack_length=embedding.sequence_length,
@@ -93,7 +96,7 @@ def run(
     session = tuning.resume(run_id, files, checkpoint)
     held = Examples(tuning.data / "validation")
     look = partial(_look, tuning, [held[index] for index in glance(len(held))])
-    before = tuning.before(look)
+    before = tuning.before(session, look)
     rank, size = data_rank()
     work = Work(
         steps=stream.steps,
@@ -114,8 +117,11 @@ def _prepare(tuning: Tuning, data: Data, limit: int, folder: Path) -> dict[str, 
     """Read, render, tokenise, pack; what the other ranks need to know. On rank 0."""
     rule, split = split_rule(tuning, Held(data.validation, data.test), folder)
     root = tuning.workspace.data_root
-    template = read_template(root / data.chat_template) if data.chat_template else tuning.given.chat_template
-    chat = ChatTokenizer(tuning.given.tokenizer, template or DEFAULT_TEMPLATE)
+    if data.chat_template:
+        path = root / data.chat_template
+        chat = ChatTokenizer(tuning.given.tokenizer, read_template(path), f"the chat template {path}")
+    else:
+        chat = ChatTokenizer(tuning.given.tokenizer, tuning.given.chat_template or DEFAULT_TEMPLATE)
     records = load_conversations(
         path=data.path, connector=data.connector, data_root=root, rule=rule, set_aside=folder / "set_aside.jsonl"
     )
