@@ -5,12 +5,15 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 REF ?= main
+# Of a module that is in the test split of specs/tiny.yaml.
+QUESTION ?= What does the method \`Queue.empty()\` of the module \`queue\` do?
 
 .PHONY: demo test test-full check types golden published bench replay install clean
 
-demo: install  ## compile specs/tiny.yaml and execute the bundle: text to a trained model
+demo: install  ## compile specs/tiny.yaml, execute the bundle (text to an aligned model), and ask that model
 	$(BIN)/trainwright compile specs/tiny.yaml -o build/demo
 	$(BIN)/trainwright run build/demo
+	$(BIN)/trainwright chat build/demo --temperature 0 --message "$(QUESTION)"
 
 test: install  ## what a contributor runs: at most 15 minutes
 	$(BIN)/pytest -m "not full"
