@@ -149,7 +149,7 @@ def test_a_users_template_decides_what_ends_a_turn(tokenizer_json: Path, tmp_pat
     picky = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
     with pytest.raises(DataError, match="the chat template: no system"):
         ChatTokenizer(tokenizer_json, picky).encode(TALK)
-    with pytest.raises(DataError, match="mine.jinja marks nothing"):
+    with pytest.raises(DataError, match=r"mine\.jinja marks nothing"):
         ChatTokenizer(tokenizer_json, UNMARKED, f"the chat template {path.name}")
     with pytest.raises(DataError, match=r"cannot read the chat template .*none\.jinja: No such file"):
         read_template(tmp_path / "none.jinja")
