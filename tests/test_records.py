@@ -271,6 +271,11 @@ def test_records_go_where_their_group_is_and_all_answers_to_one_prompt_stay_toge
     write(tmp_path / "p.jsonl", *({"prompt": f"{n}", "chosen": f"yes {n}", "rejected": "no"} for n in range(100)))
     pairs = load_preferences(path="p.jsonl", data_root=tmp_path, rule=rule, set_aside=tmp_path / "aside.jsonl")
     assert {record.prompt[0].content for record in pairs.test} == prompts[2], "a prompt has one split in all stages"
+    system = {"role": "system", "content": "Be brief."}
+    rows = [{"prompt": [system, user(f"{n}")], "chosen": f"yes {n}", "rejected": "no"} for n in range(100)]
+    write(tmp_path / "s.jsonl", *rows)
+    pairs = load_preferences(path="s.jsonl", data_root=tmp_path, rule=rule, set_aside=tmp_path / "aside.jsonl")
+    assert {record.prompt[1].content for record in pairs.test} == prompts[2], "whatever the system message"
 
 
 LONG = "It returns the number of items that a container holds, and raises a TypeError for what has no length at all."
@@ -322,6 +327,8 @@ def test_the_search_for_repeats_is_exact(held: list[str], texts: list[str]) -> N
 def test_texts_are_compared_by_their_words() -> None:
     assert normalise("  The `Foo`,\n the BAR: straße!") == "the foo the bar strasse"
     assert find_repeated(["...", "日本語の文", "one", ""], ["…", "日本語の文", "One!"]) == {1, 2}
+    assert find_repeated(["a b c d e f"], ["a b c d e"]) == {0}, "4 of 5 pairs"
+    assert find_repeated(["a b c d e"], ["a b c d e f"]) == {0}
     counted = Counter(len(find_repeated([f"a{n} " * 3], [f"a{n} " * 3])) for n in range(3))
     assert counted == {1: 3}
 

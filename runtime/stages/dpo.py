@@ -5,6 +5,7 @@ first step, and kept in `data/`. A row holds whole pairs, chosen beside rejected
 alone. Leaves what `sft` leaves. Resumes from the newest checkpoint of the same run.
 """
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -37,6 +38,7 @@ __all__ = ["Checkpoint", "Data", "Embedding", "Parallel", "Preference", "Trainin
 install()  # before the program builds its configs
 
 REFERENCE_FILE = "reference.npy"
+SCORED_AT_ONCE = 4096  # answers by the reference: bounds what is held of them
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def run(
         embedding=embedding,
         training=training,
     )
-    facts = tuning.prepare(data, data.path, partial(_prepare, tuning, data, embedding.sequence_length))
+    facts = tuning.prepare(data, (data.path,), partial(_prepare, tuning, data, embedding.sequence_length))
     length = 2 * embedding.sequence_length  # so that every pair fits
     stream = PackedStream(
         Examples(tuning.data / "train"),
@@ -109,7 +111,7 @@ def run(
     reference = _reference(tuning, stream.examples)
     session = tuning.resume(run_id, files, checkpoint)
     look = partial(_look, tuning, held)
-    before = tuning.before(look)
+    before = tuning.before(session, look)
     work = Work(
         steps=stream.steps,
         positions_per_step=training.global_batch * length,
@@ -160,11 +162,15 @@ def _reference(tuning: Tuning, examples: Examples) -> Any:
     dist.broadcast_object_list(there, src=0)
     if not there[0]:
         tuning.load_initial()
-        scores = _score(tuning, list(examples))
+        count = len(examples)
+        parts = (range(begin, min(begin + SCORED_AT_ONCE, count)) for begin in range(0, count, SCORED_AT_ONCE))
+        scores = [score for part in parts for score in _score(tuning, [examples[index] for index in part])]
         if dist.get_rank() == 0:
             scratch = path.with_name(f".{path.name}")
             with scratch.open("wb") as file:
                 np.save(file, np.array([score.log_probability for score in scores]))
+                file.flush()
+                os.fsync(file.fileno())
             scratch.replace(path)
         tuning.opened.log(
             f"reference: log-probabilities of {len(examples):,} answers under {tuning.begin.name}, computed once"

@@ -8,7 +8,7 @@ pack) and `pack_ends.npy`. They are mapped, not read: a rank holds what it train
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,6 @@ class Examples:
     def __getitem__(self, index: int) -> Tokens:
         begin, end = _span(self._ends, index)
         return Tokens(tuple(self._tokens[begin:end].tolist()), tuple(self._counts[begin:end].tolist()))
-
-    def __iter__(self) -> Iterator[Tokens]:
-        return (self[index] for index in range(len(self)))
 
     @property
     def num_packs(self) -> int:
@@ -89,7 +86,7 @@ def content_id(folder: Path) -> str:
     if dist.get_rank() != 0:
         return ""
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.npy")):
+    for path in sorted(folder.glob("*/*.npy")):  # not what was computed from them, which rounding may change
         digest.update(path.relative_to(folder).as_posix().encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

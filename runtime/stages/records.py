@@ -1,8 +1,8 @@
 """Read conversations, preferences and questions, set aside what cannot be used, and divide the rest by the split of the data.
 
 Records come from JSON Lines files (`record_formats` says in which forms) or from a connector. Each goes where its group is;
-one without a group, by the hash of what opens it (a conversation's first question, a preference's or question's prompt), so
-that all answers to one prompt stay together, in every stage.
+one without a group, by the hash of what opens it (the first question of a conversation or of a preference's prompt, the query
+of a question), so that all answers to one prompt stay together, in every stage.
 
 A held-out record whose answer nearly repeats one of an earlier split (train, then validation, then test) is dropped: the
 held-out one, because an answer that is common to many records must not cost the training data all of them. An answer of fewer
@@ -11,7 +11,7 @@ than SHORT_WORDS words is compared together with its prompt: "Yes." is no leak.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Generic, TypeVar
@@ -62,16 +62,12 @@ class _Kind(Generic[T]):
     answer: Callable[[T], str]
 
 
-def _first_question(record: Conversation) -> str:
-    return next(message.content for message in record.messages if message.role == "user")
+def _first_question(messages: Sequence[Message]) -> str:
+    return next(message.content for message in messages if message.role == "user")
 
 
 def _answers(record: Conversation) -> str:
     return "\n".join(message.content for message in record.messages if message.role == "assistant")
-
-
-def _prompt(record: Preference) -> str:
-    return "\n".join(message.content for message in record.prompt)
 
 
 _CONVERSATIONS = _Kind(
@@ -79,7 +75,7 @@ _CONVERSATIONS = _Kind(
     form='{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}',
     parse=parse_conversation,
     connectors={"python-stdlib:questions": read_conversations},
-    opening=_first_question,
+    opening=lambda record: _first_question(record.messages),
     answer=_answers,
 )
 _PREFERENCES = _Kind(
@@ -87,7 +83,7 @@ _PREFERENCES = _Kind(
     form='{"prompt": "...", "chosen": "...", "rejected": "..."}',
     parse=parse_preference,
     connectors={"python-stdlib:preferences": read_preferences},
-    opening=_prompt,
+    opening=lambda record: _first_question(record.prompt),
     answer=lambda record: record.chosen,
 )
 _QUESTIONS = _Kind(

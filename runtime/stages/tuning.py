@@ -37,7 +37,9 @@ class Training:
 
     def over(self, steps: int) -> Schedule:
         """The schedule of a run of `steps` steps, which follow from the data."""
-        return Schedule(self.schedule, steps, min(round(self.warmup * steps), steps - 1))
+        # The last step of a cosine has the least rate, often 0: a single one would train nothing.
+        kind = self.schedule if steps > 1 else "constant"
+        return Schedule(kind, steps, min(round(self.warmup * steps), steps - 1))
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,26 @@ class Tuning:
         """The prepared examples."""
         return self.folder.path / "data"
 
-    def prepare(self, settings: object, pattern: str, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-        """`examples.prepare` of what depends on the initial model, `settings` and the user's files that `pattern` names."""
+    @property
+    def begin_id(self) -> str:
+        """16 hex digits of the run that `begin` is of: another model at the same path has others."""
+        return hashlib.sha256((self.begin / IDENTITY).read_bytes()).hexdigest()[:16]
+
+    def prepare(self, settings: object, named: Sequence[str], make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+        """`examples.prepare` of what depends on the initial model, its context, `settings` and the user's files that the globs
+        `named` name."""
         root = self.workspace.data_root
-        files = sorted(root / name for name in glob.glob(pattern, root_dir=root, recursive=True)) if pattern else []
-        stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-        wanted = json.dumps([str(self.begin), dataclasses.asdict(settings), stats, self.seed])  # type: ignore[call-overload]
-        return prepare(self.data, wanted, make)
+        found = {root / name for pattern in named for name in glob.glob(pattern, root_dir=root, recursive=True)}
+        files = [(str(path), path.stat()) for path in sorted(found) if path.is_file()]
+        wanted = [
+            str(self.begin),
+            self.begin_id,
+            self.opened.model.embedding.sequence_length,
+            dataclasses.asdict(settings),  # type: ignore[call-overload]
+            [(name, status.st_size, status.st_mtime_ns) for name, status in files],
+            self.seed,
+        ]
+        return prepare(self.data, json.dumps(wanted), make)
 
     def load_initial(self) -> None:
         """The initial model's weights. Raises CheckpointError where it is another model."""
@@ -79,15 +94,14 @@ class Tuning:
 
     def resume(self, run_id: str, files: ModelFiles, checkpoint: Checkpoint) -> Session:
         """Go on from this stage's own newest checkpoint; without one, start from the initial model's weights."""
-        begin = hashlib.sha256((self.begin / IDENTITY).read_bytes()).hexdigest()[:16]
-        identity = Identity(run_id, f"{content_id(self.data)} from {begin}")
+        identity = Identity(run_id, f"{content_id(self.data)} from {self.begin_id}")
         session = resume(self.opened, self.folder, identity, files, checkpoint)
         if session.found is None:
             self.load_initial()
             self.opened.log(f"starts from {self.begin.parent.parent.name}/{self.begin.parent.name}/{self.begin.name}")
         return session
 
-    def before(self, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    def before(self, session: Session, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
         """What `measure` says of the initial model, measured once: by a resumed run it is read."""
         path = self.data / "before.json"
         box: list[Any] = [None]
@@ -95,7 +109,11 @@ class Tuning:
             box[0] = json.loads(path.read_text(encoding="utf-8"))
         dist.broadcast_object_list(box, src=0)
         if box[0] is None:
+            if session.found:  # the same examples were prepared anew, and the model is the resumed one already
+                self.load_initial()
             box[0] = measure()
+            if session.found:
+                session.checkpoints.load(self.opened.model, session.found)
             if dist.get_rank() == 0:
                 write_json(path, box[0])
         figures: dict[str, float] = box[0]

@@ -1,0 +1,213 @@
+"""Tuning stages executed in one process, on a small model: stopped and started again, on changed files, on little data."""
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch.distributed as dist
+from world_support import Case, literals, run_world
+
+from trainwright.runtime.megatron import model, parallel
+from trainwright.runtime.megatron.checkpoint import Checkpoints, Identity, ModelFiles
+from trainwright.runtime.stages import dpo, sft
+from trainwright.runtime.stages.chat import DEFAULT_TEMPLATE
+from trainwright.runtime.stages.tokenizer import train as train_tokenizer
+from trainwright.runtime.stages.tuning import Training
+from trainwright.runtime.workspace import DATA_ROOT_VARIABLE, Workspace, write_json
+
+VOCABULARY, SEQUENCE = 280, 96
+CASE = Case(distributed_optimizer=False)
+SFT, DPO = "sft", "dpo"
+
+
+class Stopped(Exception):
+    """Stands for a kill: raised after the first checkpoint."""
+
+
+def embedding() -> model.Embedding:
+    return dataclasses.replace(
+        literals(CASE)[1], vocab_size=VOCABULARY, padded_vocab_size=VOCABULARY, sequence_length=SEQUENCE
+    )
+
+
+def write_lines(path: Path, rows: Sequence[object]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def save_initial(place: Workspace, run_id: str, seed: int, test: float = 0.0) -> None:
+    """In a rank: the checkpoint that the stages start from, of random weights."""
+    here = parallel.start(CASE.layout, seed)
+    used, _ = here.adapt(literals(CASE)[0])
+    split = place.bundle / "split.json"
+    write_json(split, {"seed": 1, "validation": 0.3, "test": test, "groups": {}})
+    Checkpoints(
+        place.stage("pretrain").checkpoints,
+        Identity(run_id, "inputs"),
+        keep_last=1,
+        log=print,
+        files=ModelFiles(place.bundle / "tokenizer.json", split, ""),
+    ).save(model.build(used, embedding(), here), 7)
+    parallel.stop()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Workspace:
+    """Data of both stages, and an initial model."""
+    place = Workspace(bundle=tmp_path, work=tmp_path / "work", data_root=tmp_path)
+    talks = [[("user", f"Say {n}!"), ("assistant", f"{n}, as you wish.")] for n in range(40)]
+    write_lines(
+        tmp_path / "sft.jsonl",
+        [{"messages": [{"role": role, "content": text} for role, text in talk]} for talk in talks],
+    )
+    pairs = [{"prompt": f"Say {n}!", "chosen": f"{n}, as you wish.", "rejected": f"No {n}!"} for n in range(40)]
+    write_lines(tmp_path / "dpo.jsonl", pairs)
+    train_tokenizer((f"Say {n}! {n}, as you wish." for n in range(40)), VOCABULARY).save(
+        str(tmp_path / "tokenizer.json")
+    )
+    run_world(1, lambda: save_initial(place, "first", seed=1))
+    return place
+
+
+def tune(place: Workspace, stage: str, *, stops: bool = False, **changed: Any) -> dict[str, Any]:
+    """In a rank: run the stage, until it is stopped; its figures."""
+    sys.argv[0] = str(place.bundle / "program.py")
+    os.environ[DATA_ROOT_VARIABLE] = str(place.data_root)
+    used, _ = literals(CASE)
+    common: dict[str, Any] = {
+        "stage": stage,
+        "run_id": "run",
+        "seed": 1,
+        "initial": "pretrain",
+        "parallel": CASE.layout,
+        "model": dataclasses.replace(used.model, calculate_per_token_loss=True),
+        "embedding": embedding(),
+        "layer_spec": "local",
+        "ddp": used.ddp,
+        "optimizer": dataclasses.replace(used.optimizer, min_lr=0.0),
+        "training": Training(epochs=3, global_batch=2, micro_batch=1, schedule="cosine", warmup=0.1),
+        "checkpoint": sft.Checkpoint(every_steps=3, keep_last=1),
+    }
+    data = {"path": f"{stage}.jsonl", "connector": "", "too_long": "truncate", "validation": 0.3, "test": 0.0}
+    template = changed.pop("chat_template", "")
+    run: Callable[..., None] = {SFT: sft.run, DPO: dpo.run}[stage].__wrapped__  # type: ignore[attr-defined]
+    if stage == SFT:
+        common["data"] = sft.Data(**data, chat_template=template)
+    else:
+        common |= {"data": dpo.Data(**data), "preference": dpo.Preference(beta=0.1, nll=0.5)}
+    save = Checkpoints.save
+
+    def save_and_stop(*arguments: Any) -> Path:
+        save(*arguments)
+        raise Stopped
+
+    if stops:
+        Checkpoints.save = save_and_stop  # type: ignore[method-assign]
+    try:
+        run(**{**common, **changed})
+    except Stopped:
+        return {}
+    finally:
+        Checkpoints.save = save  # type: ignore[method-assign]
+        parallel.stop()
+    return figures(place, stage)
+
+
+def figures(place: Workspace, stage: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(place.stage(stage).summary.read_text())
+    return found
+
+
+def rows(place: Workspace, stage: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in place.stage(stage).metrics.read_text().splitlines()]
+
+
+def in_world(*work: Callable[[], Any]) -> list[Any]:
+    """What each piece of work returned, one after the other in one process."""
+
+    def all_of_it() -> list[Any]:
+        leave = dist.destroy_process_group
+        dist.destroy_process_group = lambda group=None: group and leave(group)  # the world's own it ends itself
+        return [piece() for piece in work]
+
+    found: list[Any] = run_world(1, all_of_it)[0]
+    return found
+
+
+@pytest.mark.parametrize("stage", [SFT, DPO])
+def test_a_stage_whose_file_was_only_touched_goes_on_to_the_same_figures(place: Workspace, stage: str) -> None:
+    """The examples are prepared anew, and are the same: so the steps count, and the figures before are the initial model's."""
+    elsewhere = Workspace(bundle=place.bundle, work=place.bundle / "undisturbed", data_root=place.data_root)
+    (elsewhere.work).mkdir()
+    (elsewhere.work / "pretrain").symlink_to(place.stage("pretrain").path)
+
+    def undisturbed() -> dict[str, Any]:
+        os.environ["TRAINWRIGHT_WORK"] = str(elsewhere.work)
+        try:
+            return tune(elsewhere, stage)
+        finally:
+            del os.environ["TRAINWRIGHT_WORK"]
+
+    def touch() -> None:
+        os.utime(place.data_root / f"{stage}.jsonl", ns=(1, 1))
+
+    expected, _, _, found = in_world(
+        undisturbed, lambda: tune(place, stage, stops=True), touch, lambda: tune(place, stage)
+    )
+    assert found == expected
+    assert [row["loss"] for row in rows(place, stage)] == [row["loss"] for row in rows(elsewhere, stage)]
+    assert found["step"] > 6
+
+
+def test_another_initial_model_at_the_same_path_is_the_reference(place: Workspace) -> None:
+    """Pretrained anew: neither log-probabilities nor figures of the model before it, nor records by its split."""
+    first, _, second = in_world(
+        lambda: tune(place, DPO), lambda: save_initial(place, "second", seed=2, test=0.2), lambda: tune(place, DPO)
+    )
+    assert abs(rows(place, DPO)[0]["margin"]) < 1e-3, "the first step is taken at the reference"
+    name = "before/validation/chosen_log_probability"
+    assert first[name] != second[name]
+    assert second["counts"]["trained on"] < first["counts"]["trained on"]
+
+
+def test_an_edited_template_and_another_context_make_other_examples(place: Workspace) -> None:
+    template = place.data_root / "mine.jinja"
+    template.write_text(DEFAULT_TEMPLATE)
+
+    def edit() -> None:
+        template.write_text(
+            DEFAULT_TEMPLATE.replace(
+                "'<|im_start|>' + message.role", "'<|im_start|>' + message.role + ' says'"
+            ).replace("<|im_start|>assistant", "<|im_start|>assistant says")
+        )
+
+    def longest(split: str) -> Any:
+        ends = np.load(place.stage(SFT).path / "data" / split / "ends.npy")
+        return int(np.diff(ends, prepend=0).max()), len(
+            np.load(place.stage(SFT).path / "data" / split / "pack_ends.npy")
+        )
+
+    def run(length: int) -> Any:
+        tune(place, SFT, chat_template="mine.jinja", embedding=dataclasses.replace(embedding(), sequence_length=length))
+        return longest("train")
+
+    first, _, second, third = in_world(lambda: run(SEQUENCE), edit, lambda: run(SEQUENCE), lambda: run(SEQUENCE // 2))
+    assert second[0] > first[0]
+    assert third[1] > second[1], "shorter rows are more"
+
+
+@pytest.mark.parametrize("stage", [SFT, DPO])
+def test_a_single_step_trains_too(place: Workspace, stage: str) -> None:
+    training = Training(epochs=1, global_batch=64, micro_batch=1, schedule="cosine", warmup=0.5)
+    [found] = in_world(lambda: tune(place, stage, training=training))
+    assert found["step"] == 1
+    assert rows(place, stage)[0]["learning_rate"] > 0
+    name = {SFT: "validation/loss", DPO: "validation/preference_accuracy"}[stage]
+    assert name in found
+    if stage == SFT:
+        assert found[name] < found[f"before/{name}"]
