@@ -29,6 +29,7 @@ from trainwright.runtime.megatron.model_files import (
     write_model_files,
 )
 from trainwright.runtime.megatron.step_folders import IDENTITY, LATEST, find_model, is_complete, remove, step_folders
+from trainwright.runtime.megatron.writers import writers_watched
 from trainwright.runtime.workspace import write_json
 
 __all__ = [
@@ -102,7 +103,7 @@ class Checkpoints:
             remove(path)  # torn, else this step would not be trained again
             path.mkdir(parents=True)
         dist.barrier()
-        with _queue_in_this_process():
+        with _queue_in_this_process(), writers_watched():
             dist_checkpointing.save(_state(model, loading=False), str(path), content_metadata=dict(CONTENT))
         if dist.get_rank() == 0:
             write_model_files(path, model, self._files)

@@ -196,6 +196,27 @@ def test_a_work_folder_that_disappears_stops_the_run_and_is_not_made_anew(bundle
     assert "sleeper: goes on: it was interrupted" in bundle.run().out
 
 
+def test_a_killed_writer_of_a_checkpoint_ends_its_rank(bundle: Made) -> None:
+    """Megatron-Core would wait for it for ever; one that ends by itself is nothing to worry about."""
+    body = """
+import multiprocessing
+from trainwright.runtime.megatron.writers import writers_watched
+
+context = multiprocessing.get_context("fork")
+with writers_watched():
+    context.Process(target=time.sleep, args=(0.1,)).start()
+    time.sleep(1.5)
+print("one has ended", flush=True)
+with writers_watched():
+    context.Process(target=lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+    time.sleep(60)
+"""
+    bundle.add("train", body, retries=1)
+    said = bundle.run(code=23)
+    assert said.err.startswith("error: train: a process that wrote the checkpoint was killed by SIGKILL")
+    assert (bundle.path / "work/train/log/rank-0.log").read_text().count("one has ended") == 2, "it was tried again"
+
+
 # Disks
 
 
