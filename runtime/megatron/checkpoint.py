@@ -28,8 +28,8 @@ from trainwright.runtime.megatron.model_files import (
     read_model,
     write_model_files,
 )
-from trainwright.runtime.megatron.step_folders import IDENTITY, LATEST, find_model, is_complete, remove, step_folders
 from trainwright.runtime.megatron.writers import writers_watched
+from trainwright.runtime.step_folders import IDENTITY, LATEST, find_model, is_complete, remove, step_folders
 from trainwright.runtime.workspace import write_json
 
 __all__ = [
@@ -222,6 +222,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _first_line(error: BaseException) -> str:
+    if isinstance(error, CheckpointException) and error.failures:  # it says nothing itself: a process that failed does
+        error, _ = next(iter(error.failures.values()))
     text = f"{type(error).__name__}: {error}".strip()
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0][:300].rstrip(".")
+    return lines[0][:300].rstrip(".:")

@@ -1,7 +1,7 @@
 """The processes that Megatron-Core forks to write a checkpoint: one that is killed must not leave its rank waiting.
 
-Megatron-Core 0.16 waits until each of its writers has answered by a queue (filesystem_async.py, `count_queue.join()`). One that the
-out-of-memory killer has picked never does: the rank, and with it the run, would wait for ever.
+Megatron-Core 0.16 waits until each of its writers has answered by a queue (filesystem_async.py, `count_queue.join()`). One that
+the out-of-memory killer has picked never does: the rank, and with it the run, would wait for ever.
 """
 
 import contextlib

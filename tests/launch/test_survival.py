@@ -395,9 +395,10 @@ def test_a_folder_without_a_model_is_refused(bundle: Made) -> None:
     (bundle.path.parent / "models/step-000001").mkdir(parents=True)
     bundle.add("sft", LEAVE, inputs=("models/",))
     err = bundle.run(code=21).err
-    assert err.startswith(
-        f"error: sft: {bundle.path.parent}/models: is a folder without a complete checkpoint (step-<n> with metadata.json"
-        " and run.json); name a step folder"
+    models = bundle.path.parent / "models"
+    assert err == (
+        f"error: sft: {models} has no complete checkpoint; {models} holds step-000001 (torn): name a step folder, a checkpoints"
+        f" folder, or the folder of a stage that trains; where data are meant, name the files: {models}/*.jsonl\n"
     )
     shutil.rmtree(bundle.path.parent / "models")
     assert f"error: sft: no file matches models/ below {bundle.path.parent}" in bundle.run(code=21).err

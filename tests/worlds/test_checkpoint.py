@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from world_support import STEPS, Case, Record, WorldFailed, build, compare, run_reference, run_world, train
 
+from trainwright.runtime import step_folders
 from trainwright.runtime.errors import CheckpointError
-from trainwright.runtime.megatron import parallel, step_folders
+from trainwright.runtime.megatron import parallel
 from trainwright.runtime.megatron.checkpoint import Checkpoints, Found, Identity, ModelFiles
 
 HALF = STEPS // 2

@@ -1,4 +1,4 @@
-"""The folders of checkpoints: which are complete, and where a model is that something begins with.
+"""The folders of checkpoints: which are complete, and where a model is that something begins with. Standard library only.
 
 checkpoints/step-000100/   complete when its metadata.json (Megatron-Core's last file) and run.json are there
 checkpoints/latest.json    {"step": 100, "path": "step-000100"}, written after the save returned
@@ -21,7 +21,14 @@ def find_model(workspace: Workspace, initial: str) -> Path:
     if "/" not in initial:
         stage = workspace.stage(initial)
         return _newest(stage.checkpoints, f"stage {initial}", f"run the stage {initial} first")
-    given = workspace.data_root / initial
+    return find_step(workspace.data_root / initial)
+
+
+def find_step(given: Path) -> Path:
+    """The newest complete step folder of `given`: itself, or one in a `checkpoints` folder or the folder of a stage.
+
+    Raises CheckpointError, which says what is there.
+    """
     fix = "name a step folder, a checkpoints folder, or the folder of a stage that trains"
     if not given.is_dir():
         raise CheckpointError(f"{given} is not a folder: {fix}")
