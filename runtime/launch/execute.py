@@ -110,8 +110,14 @@ class _Run:
             if stage and self.state[name].exit_code == 0 and not missing_outputs(stage, folder):
                 self._complete(stage, self.state[name].duration_s)
             else:
-                self.show.say(f"{name}: an earlier run was killed while this stage was running")
-                self.state.interrupt(name)
+                # A lock that was left in order is of a run that ended by itself, and could not write on a full disk.
+                how = (
+                    "was killed while this stage was running"
+                    if self.lock.left_by
+                    else "could not note how this stage ended"
+                )
+                self.show.say(f"{name}: an earlier run {how}")
+                self.state.interrupt(name, f"an earlier run {how}")
 
     def outputs_of_others(self, chosen: Sequence[Stage]) -> dict[str, str]:
         """Output ids of stages that chosen ones need and that are not chosen. Raises DataError where one is not done."""

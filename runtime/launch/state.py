@@ -79,9 +79,9 @@ class RunState:
         self._write(name, replace(self[name], **ended))  # type: ignore[arg-type]  # replace() checks names at run time
 
     def stale(self) -> list[str]:
-        """Stages left "running" by a runner that was killed. Call it while holding the lock."""
+        """Stages left "running" by a runner that was killed, or found no room to write more. Call it while holding the lock."""
         return [name for name, stage in self._stages.items() if stage.state == "running"]
 
-    def interrupt(self, name: str) -> None:
-        """The runner was killed while the stage was running."""
-        self._write(name, replace(self[name], state="interrupted", exit_code=None, note="the runner was killed"))
+    def interrupt(self, name: str, note: str) -> None:
+        """A stale stage is known to have been interrupted."""
+        self._write(name, replace(self[name], state="interrupted", exit_code=None, note=note))

@@ -254,6 +254,7 @@ def test_a_full_disk_is_one_message_and_loses_nothing_finished(bundle: Made, qui
     full = r"its file system, or your quota on it, is full \((\d+|\d,\d+) bytes are free there\); make room, or"
     assert re.match(rf"fill: {bundle.path}/work: {full}", first), first
     assert re.search(full, second), "the disk is still full"
+    assert "fill: an earlier run could not note how this stage ended" in done.stdout
     assert "Traceback" not in done.stderr
     before, after = (json.loads((bundle.path / "kept" / name).read_text())["stages"] for name in ("1.json", "2.json"))
     assert before["read"] == after["read"], "what was finished is not lost"
