@@ -2,6 +2,7 @@
 
 import difflib
 import io
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TextIO
 
@@ -39,13 +40,18 @@ def explain_all(plan: Plan) -> RenderableType:
 
 
 def explain_field(plan: Plan, field: str) -> RenderableType:
-    """The leaves at, under, or called `field`, each with its reason in full. Raises UsageError when there is none."""
+    """The leaves at, under, or called `field`, or of the stage that it names, each with its reason in full.
+
+    Raises UsageError when there is none.
+    """
     everything = dict(leaves_of(plan))
     chosen = [path for path in everything if path == field or path.startswith((f"{field}.", f"{field}["))]
     chosen = chosen or [path for path, _ in decided_leaves(plan) if path.rpartition(".")[2] == field]
+    chosen = chosen or _of_stage(everything, field)
     if not chosen:
         last_names = (path.rpartition(".")[2] for path, _ in decided_leaves(plan))
-        known = sorted({*everything, *_sections(everything), *last_names})
+        stages = (stage.name for stage in plan.stages)
+        known = sorted({*everything, *_sections(everything), *last_names, *stages})
         near = difflib.get_close_matches(field, known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"its parts are {', '.join(_parts(everything))}"
         raise UsageError(f"explain {field}: the plan has no such leaf; {hint}")
@@ -60,6 +66,15 @@ def explain_field(plan: Plan, field: str) -> RenderableType:
             Padding(Text(text), (0, 0, 0, 4)),
         ]
     return Group(*parts)
+
+
+def _of_stage(everything: dict[str, object], field: str) -> list[str]:
+    """The leaves of a stage as the spec calls it: its name, `stages.<name>`, or one of these and the end of a leaf."""
+    name, _, rest = field.removeprefix("stages.").partition(".")
+    places = (re.fullmatch(r"(\w+\[\d+\]\.)(stage|name)", path) for path, value in everything.items() if value == name)
+    homes = tuple(place[1] for place in places if place)
+    of_it = (path for path in everything if path.startswith(homes))
+    return [path for path in of_it if not rest or f".{rest}." in re.sub(r"\[\d+\]", "", f"{path}.")]
 
 
 def leaves_of(plan: Plan) -> Iterable[tuple[str, object]]:

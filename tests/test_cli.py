@@ -220,6 +220,18 @@ def test_explain_of_a_field() -> None:
     refused(trainwright("explain", TINY, "layout.tensr"), 2, "did you mean layout.tensor")
 
 
+def test_explain_of_a_stage_by_its_name_in_the_spec() -> None:
+    second = ("--set", "stages.again={kind: dpo, from: dpo, connector: 'python-stdlib:preferences'}")
+    whole = trainwright("explain", TINY, "again", *second).stdout
+    assert re.search(r"^stages\[\d+\]\.kind = dpo ", whole, re.MULTILINE)
+    assert "dpo[1].training.epochs = 1 " in whole
+    assert "dpo[0]" not in whole
+    epochs = trainwright("explain", TINY, "stages.again.epochs", *second).stdout
+    assert epochs.startswith("dpo[1].training.epochs = 1 ")
+    assert len(epochs.splitlines()) == 2
+    refused(trainwright("explain", TINY, "agian", *second), 2, "did you mean again")
+
+
 def test_compile_leaves_the_manifest_s_files_and_says_what_is_next(bundle: Path) -> None:
     manifest = read_manifest((bundle / "manifest.json").read_text())
     assert {
