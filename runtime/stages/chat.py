@@ -15,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainwright.runtime.errors import DataError
+from trainwright.runtime.errors import DataError, Unsupported
 from trainwright.runtime.reading import printable
 from trainwright.runtime.stages.corpus import END_OF_TEXT
 from trainwright.runtime.stages.record_types import Message
@@ -170,7 +170,10 @@ def fit(
 
     `too_long`: "drop" it; "truncate" keeps its beginning, if there is an answer in it; "split" cuts it between turns: each
     part begins with the system message, if any, and a question, and a question and answer that are too long are truncated.
+    Raises Unsupported for another word, DataError where the template fails.
     """
+    if too_long not in ("truncate", "drop", "split"):
+        raise Unsupported(f"too_long={too_long!r} is unknown: write 'truncate', 'drop' or 'split'")
     if chat.spells_special_token(messages):
         counts["with a special token spelt out, read as text"] += 1
     tokens, mask = chat.encode(messages)

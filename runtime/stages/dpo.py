@@ -107,7 +107,7 @@ def run(
         seed=seed,
     )
     held = _pairs(Examples(tuning.data / "validation"))
-    files = replace(tuning.given, split=Path(facts["split"]), chat_template=facts["template"])
+    files = replace(tuning.given, split=tuning.split, chat_template=facts["template"])
     reference = _reference(tuning, stream.examples)
     session = tuning.resume(run_id, files, checkpoint)
     look = partial(_look, tuning, held)
@@ -129,7 +129,7 @@ def run(
 
 def _prepare(tuning: Tuning, data: Data, limit: int, folder: Path) -> dict[str, Any]:
     """Read, render, tokenise, pack; what the other ranks need to know. On rank 0."""
-    rule, split = split_rule(tuning, Held(data.validation, data.test), folder)
+    rule = split_rule(tuning, Held(data.validation, data.test))
     chat = ChatTokenizer(tuning.given.tokenizer, tuning.given.chat_template or DEFAULT_TEMPLATE)
     records = load_preferences(
         path=data.path,
@@ -152,7 +152,7 @@ def _prepare(tuning: Tuning, data: Data, limit: int, folder: Path) -> dict[str, 
     write_examples(folder / "validation", [answer for pair in validation for answer in pair], [])
     all_counts = {**records.counts, **counts, "trained on": len(train), "validation": len(validation)}
     print_line(count_line("pairs", all_counts))
-    return {"pad": chat.pad, "template": chat.template, "split": str(split), "counts": all_counts}
+    return {"pad": chat.pad, "template": chat.template, "counts": all_counts}
 
 
 def _reference(tuning: Tuning, examples: Examples) -> Any:

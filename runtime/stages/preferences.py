@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from trainwright.runtime.errors import Unsupported
 from trainwright.runtime.megatron.packing import Sequence as Tokens
 from trainwright.runtime.stages.chat import ChatTokenizer
 from trainwright.runtime.stages.records import Message, Preference
@@ -13,8 +14,11 @@ def tokenise(
 ) -> list[tuple[Tokens, Tokens]]:
     """(chosen, rejected) of every record that fits into `limit` tokens, or is cut to them where `too_long` is "truncate".
 
-    A pair is dropped, and counted, where it is too long, or the cut leaves no answer or twice the same.
+    A pair is dropped, and counted, where it is too long, or the cut leaves no answer or twice the same. Raises Unsupported for
+    another word, DataError where the template fails.
     """
+    if too_long not in ("truncate", "drop"):
+        raise Unsupported(f"too_long={too_long!r} is unknown for pairs of answers: write 'truncate' or 'drop'")
     pairs = []
     for record in records:
         chosen, rejected = (answer_tokens(chat, record.prompt, answer) for answer in (record.chosen, record.rejected))

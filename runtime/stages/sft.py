@@ -92,7 +92,7 @@ def run(
         pad=facts["pad"],
         seed=seed,
     )
-    files = replace(tuning.given, split=Path(facts["split"]), chat_template=facts["template"])
+    files = replace(tuning.given, split=tuning.split, chat_template=facts["template"])
     session = tuning.resume(run_id, files, checkpoint)
     held = Examples(tuning.data / "validation")
     look = partial(_look, tuning, [held[index] for index in glance(len(held))])
@@ -115,7 +115,7 @@ def run(
 
 def _prepare(tuning: Tuning, data: Data, limit: int, folder: Path) -> dict[str, Any]:
     """Read, render, tokenise, pack; what the other ranks need to know. On rank 0."""
-    rule, split = split_rule(tuning, Held(data.validation, data.test), folder)
+    rule = split_rule(tuning, Held(data.validation, data.test))
     root = tuning.workspace.data_root
     if data.chat_template:
         path = root / data.chat_template
@@ -144,7 +144,7 @@ def _prepare(tuning: Tuning, data: Data, limit: int, folder: Path) -> dict[str, 
         f"{limit}: {tokens / len(packs) / limit:.0%} full"
     )
     print_line(f"an example, what counts in the loss in brackets:\n{show(chat, records.train[0].messages)}")
-    return {"pad": chat.pad, "template": chat.template, "split": str(split), "counts": all_counts}
+    return {"pad": chat.pad, "template": chat.template, "counts": all_counts}
 
 
 def _tokenise(

@@ -68,6 +68,11 @@ class Tuning:
         return self.folder.path / "data"
 
     @property
+    def split(self) -> Path:
+        """The split that the model brings, else the stage's own."""
+        return self.given.split or self.data / SPLIT_FILE
+
+    @property
     def begin_id(self) -> str:
         """16 hex digits of the run that `begin` is of: another model at the same path has others."""
         return hashlib.sha256((self.begin / IDENTITY).read_bytes()).hexdigest()[:16]
@@ -154,13 +159,13 @@ def open_tuning(
     return Tuning(workspace, workspace.stage(stage), begin, files_of(begin), opened, training, seed)
 
 
-def split_rule(tuning: Tuning, held: Held, folder: Path) -> tuple[SplitRule, Path]:
-    """The split that the model was pretrained with; else one by the stated shares, written to `folder`. Rank 0."""
+def split_rule(tuning: Tuning, held: Held) -> SplitRule:
+    """The split that the model was pretrained with; else one by the stated shares, written to `tuning.split`. Rank 0."""
     if tuning.given.split is not None:
-        return SplitRule.read(tuning.given.split), tuning.given.split
-    rule, path = SplitRule(tuning.seed, held.validation, held.test, groups={}), folder / SPLIT_FILE
-    rule.write(path)
-    return rule, path
+        return SplitRule.read(tuning.given.split)
+    rule = SplitRule(tuning.seed, held.validation, held.test, groups={})
+    rule.write(tuning.split)
+    return rule
 
 
 def glance(count: int) -> list[int]:

@@ -4,7 +4,8 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections import abc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ import pytest
 import torch.distributed as dist
 from world_support import Case, literals, run_world
 
+from trainwright.runtime.errors import Unsupported
 from trainwright.runtime.megatron import model, parallel
 from trainwright.runtime.megatron.checkpoint import Checkpoints, Identity, ModelFiles
+from trainwright.runtime.megatron.packing import Sequence
 from trainwright.runtime.stages import dpo, sft
 from trainwright.runtime.stages.chat import DEFAULT_TEMPLATE
+from trainwright.runtime.stages.examples import Examples, PackedStream, write_examples
 from trainwright.runtime.stages.tokenizer import train as train_tokenizer
 from trainwright.runtime.stages.tuning import Training
 from trainwright.runtime.workspace import DATA_ROOT_VARIABLE, Workspace, write_json
@@ -36,22 +40,24 @@ def embedding() -> model.Embedding:
     )
 
 
-def write_lines(path: Path, rows: Sequence[object]) -> None:
+def write_lines(path: Path, rows: abc.Sequence[object]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def save_initial(place: Workspace, run_id: str, seed: int, test: float = 0.0) -> None:
-    """In a rank: the checkpoint that the stages start from, of random weights."""
+def save_initial(
+    place: Workspace, run_id: str, seed: int, *, validation: float = 0.3, test: float = 0.0, splits: bool = True
+) -> None:
+    """In a rank: the checkpoint that the stages start from, of random weights; with the split of its data, or without."""
     here = parallel.start(CASE.layout, seed)
     used, _ = here.adapt(literals(CASE)[0])
     split = place.bundle / "split.json"
-    write_json(split, {"seed": 1, "validation": 0.3, "test": test, "groups": {}})
+    write_json(split, {"seed": 1, "validation": validation, "test": test, "groups": {}})
     Checkpoints(
         place.stage("pretrain").checkpoints,
         Identity(run_id, "inputs"),
         keep_last=1,
         log=print,
-        files=ModelFiles(place.bundle / "tokenizer.json", split, ""),
+        files=ModelFiles(place.bundle / "tokenizer.json", split if splits else None, ""),
     ).save(model.build(used, embedding(), here), 7)
     parallel.stop()
 
@@ -74,17 +80,17 @@ def place(tmp_path: Path) -> Workspace:
     return place
 
 
-def tune(place: Workspace, stage: str, *, stops: bool = False, **changed: Any) -> dict[str, Any]:
+def tune(place: Workspace, stage: str, *, case: Case = CASE, stops: bool = False, **changed: Any) -> dict[str, Any]:
     """In a rank: run the stage, until it is stopped; its figures."""
     sys.argv[0] = str(place.bundle / "program.py")
     os.environ[DATA_ROOT_VARIABLE] = str(place.data_root)
-    used, _ = literals(CASE)
+    used, _ = literals(case)
     common: dict[str, Any] = {
         "stage": stage,
         "run_id": "run",
         "seed": 1,
         "initial": "pretrain",
-        "parallel": CASE.layout,
+        "parallel": case.layout,
         "model": dataclasses.replace(used.model, calculate_per_token_loss=True),
         "embedding": embedding(),
         "layer_spec": "local",
@@ -93,7 +99,8 @@ def tune(place: Workspace, stage: str, *, stops: bool = False, **changed: Any) -
         "training": Training(epochs=3, global_batch=2, micro_batch=1, schedule="cosine", warmup=0.1),
         "checkpoint": sft.Checkpoint(every_steps=3, keep_last=1),
     }
-    data = {"path": f"{stage}.jsonl", "connector": "", "too_long": "truncate", "validation": 0.3, "test": 0.0}
+    data = {"path": f"{stage}.jsonl", "connector": "", "validation": 0.3, "test": 0.0}
+    data["too_long"] = changed.pop("too_long", "truncate")
     template = changed.pop("chat_template", "")
     run: Callable[..., None] = {SFT: sft.run, DPO: dpo.run}[stage].__wrapped__  # type: ignore[attr-defined]
     if stage == SFT:
@@ -127,15 +134,15 @@ def rows(place: Workspace, stage: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in place.stage(stage).metrics.read_text().splitlines()]
 
 
-def in_world(*work: Callable[[], Any]) -> list[Any]:
-    """What each piece of work returned, one after the other in one process."""
+def in_world(*work: Callable[[], Any], size: int = 1) -> list[Any]:
+    """What each piece of work returned on rank 0, one after the other."""
 
     def all_of_it() -> list[Any]:
         leave = dist.destroy_process_group
         dist.destroy_process_group = lambda group=None: group and leave(group)  # the world's own it ends itself
         return [piece() for piece in work]
 
-    found: list[Any] = run_world(1, all_of_it)[0]
+    found: list[Any] = run_world(size, all_of_it)[0]
     return found
 
 
@@ -211,3 +218,71 @@ def test_a_single_step_trains_too(place: Workspace, stage: str) -> None:
     assert name in found
     if stage == SFT:
         assert found[name] < found[f"before/{name}"]
+
+
+@pytest.mark.parametrize("stage", [SFT, DPO])
+def test_ranks_that_have_nothing_to_do_in_the_last_step(place: Workspace, stage: str) -> None:
+    """Seven rows of three epochs, four a step: one is left for two ranks. Nothing is held out."""
+    records = (place.data_root / f"{stage}.jsonl").read_text().splitlines(keepends=True)
+    (place.data_root / f"{stage}.jsonl").write_text("".join(records[: {SFT: 20, DPO: 19}[stage]]))
+    training = Training(epochs=3, global_batch=4, micro_batch=1, schedule="constant", warmup=0.0)
+    two = Case(data=2, distributed_optimizer=False)
+    [_, found] = in_world(
+        lambda: save_initial(place, "first", seed=1, validation=0.0), lambda: tune(place, stage, training=training)
+    )
+    alone = rows(place, stage)
+    place.stage(stage).path.rename(place.work / "alone")
+    [other] = in_world(lambda: tune(place, stage, case=two, training=training), size=2)
+    examples = place.stage(stage).path / "data" / "train"
+    assert 3 * len(np.load(examples / "pack_ends.npy")) % 4 == 1
+    for mine, its in zip(alone, rows(place, stage), strict=True):
+        assert its["loss"] == pytest.approx(mine["loss"], rel=1e-4)
+        assert its["grad_norm"] == pytest.approx(mine["grad_norm"], rel=1e-3)
+    assert found == other
+    assert found["key_figure"].endswith("; nothing held out for validation")
+
+
+def test_a_stage_goes_on_in_another_folder(place: Workspace) -> None:
+    """The model brings no split: the stage's own goes along with every checkpoint, wherever the stage is now."""
+    in_world(lambda: save_initial(place, "first", seed=1, splits=False))
+    begin = place.bundle / "model"
+    (place.stage("pretrain").checkpoints / "step-000007").rename(begin)
+    moved = Workspace(bundle=place.bundle / "moved", work=place.bundle / "moved" / "work", data_root=place.data_root)
+    tuned = in_world(lambda: tune(place, SFT, initial="./model", stops=True))
+    assert tuned == [{}]
+    moved.bundle.mkdir()
+    place.work.rename(moved.work)
+    [found] = in_world(lambda: tune(moved, SFT, initial="./model"))
+    [step] = (moved.stage(SFT).path / "checkpoints").glob("step-*")
+    assert json.loads((step / "split.json").read_text())["validation"] == 0.3
+    assert found["step"] == int(step.name[5:])
+
+
+@pytest.mark.parametrize(("stage", "word"), [(SFT, "truncat"), (DPO, "split")])
+def test_an_unknown_word_for_what_is_too_long_is_refused(place: Workspace, stage: str, word: str) -> None:
+    def refused() -> str:
+        with pytest.raises(Unsupported) as error:
+            tune(place, stage, too_long=word)
+        return str(error.value)
+
+    [said] = in_world(refused)
+    assert said.startswith(f"too_long={word!r} is unknown")
+    assert "write 'truncate'" in said
+
+
+def test_every_epoch_has_each_pack_once_whatever_the_layout(tmp_path: Path) -> None:
+    count, epochs, batch = 7, 3, 4
+    write_examples(tmp_path / "train", [Sequence((1, n), (0, 1)) for n in range(count)], [[n] for n in range(count)])
+    examples = Examples(tmp_path / "train")
+    stream = PackedStream(examples, pack_length=4, epochs=epochs, global_batch=batch, micro_batch=1, pad=0, seed=1)
+    assert stream.steps == 6
+    order = [pack for step in range(stream.steps) for pack in stream.packs(step)]
+    assert order[count * epochs :] == [-1, -1, -1]
+    parts = [order[begin : begin + count] for begin in range(0, count * epochs, count)]
+    assert all(sorted(part) == list(range(count)) for part in parts)
+    assert parts[0] != parts[1] != parts[2]
+    for step in range(stream.steps):
+        [*alone] = stream.items(step, 0, 1)
+        ranks = [stream.items(step, rank, 2) for rank in range(2)]
+        assert [items for pair in zip(*ranks, strict=True) for items in pair] == alone
+    assert stream.batches(stream.steps - 1, 1, 2)[0]["loss_mask"].sum() == 0
