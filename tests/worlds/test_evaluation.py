@@ -44,12 +44,16 @@ PAIRS = [
         "rejected": ("{}, as you", "No.", "No, {} is what nobody says, least of all today.")[n % 3].format(n),
         "kind": "other" if n % 3 else "truncated",
         "id": f"p{n}",
+        "group": "held out",
     }
     for n in range(9)
 ]
 TALKS = [
-    {"messages": [{"role": "user", "content": f"Say {n}!"}, {"role": "assistant", "content": f"{n}, as you wish."}]}
-    for n in range(9)
+    {
+        "messages": [{"role": "user", "content": f"Say {n}!"}, {"role": "assistant", "content": f"{n}, as you wish."}],
+        "group": "held out" if n < 9 else "seen",
+    }
+    for n in range(12)
 ]
 TASK = evaluate.Task(name="sums", path="questions.jsonl", connector="", num_fewshot=0)
 SETTINGS: dict[str, Any] = {
@@ -81,7 +85,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     write_lines(folder / "questions.jsonl", QUESTIONS)
     write_lines(folder / "pairs.jsonl", PAIRS)
     write_lines(folder / "talks.jsonl", TALKS)
-    write_json(folder / "split.json", {"seed": 1, "validation": 0.0, "test": 1.0, "groups": {}})
+    write_json(folder / "split.json", {"seed": 1, "validation": 0.0, "test": 0.0, "groups": {"held out": "test"}})
     counts = {"code": 5 * SEQUENCE + 7, "prose": SEQUENCE}
     generator = torch.Generator().manual_seed(3)
     tokens = place.stage("tokenize").output
@@ -237,6 +241,8 @@ def test_pairs_and_conversations_score_what_single_passes_give(
     assert measured["chosen_log_probability/dpo"]["value"] == pytest.approx(sum(chosen) / 9, rel=1e-5)
     assert measured["loss/sft"]["value"] == pytest.approx(-sum(chosen) / sum(expected["answer tokens"]), rel=1e-5)
     assert results["counts"]["preferences/dpo"]["measured"] == 9
+    assert results["counts"]["conversations/sft"]["in"] == 12, "three of them are not held out"
+    assert measured["loss/sft"]["n"] == 9
 
 
 def test_what_is_asked_twice_is_scored_once_but_for_whether_it_is_greedy(expected: dict[str, Any]) -> None:
@@ -265,6 +271,10 @@ def test_models_are_compared_on_the_same_items(place: Workspace, results: dict[s
     assert results["metrics"]["sft"]["perplexity"]["value"] != results["metrics"]["pretrain"]["perplexity"]["value"]
     assert results["checkpoints"] == {"sft": "step-000007", "pretrain": "step-000007"}
     assert [row["id"] for row in items_of(place, "accuracy/sums")] == [question["id"] for question in QUESTIONS]
+    nats = [row["scores"]["sft"] for row in items_of(place, "perplexity/code")]
+    assert math.log(results["metrics"]["sft"]["perplexity/code"]["value"]) == pytest.approx(
+        (SEQUENCE * sum(nats[:5]) + 6 * nats[5]) / (5 * SEQUENCE + 6), abs=1e-5
+    )
     assert [row["id"] for row in items_of(place, "perplexity/code")] == [f"code:{number}" for number in range(6)]
     assert read(place, file="summary.json")["key_figure"].startswith("accuracy/sums ")
 
@@ -281,6 +291,7 @@ def test_every_layout_gives_the_same_figures(place: Workspace, results: dict[str
 
 
 def test_a_missed_gate_leaves_every_figure_and_no_summary(place: Workspace, results: dict[str, Any]) -> None:
+    write_json(place.stage("gated").summary, {"key_figure": "of an earlier attempt"})
     gates = (evaluate.Gate("perplexity", 2.0), evaluate.Gate("accuracy/sums", 0.0))
     [error, other] = run_stage(place, Case(data=2), "gated", gates=gates, compare=(), perplexity=SETTINGS["perplexity"])
     assert isinstance(error, GateFailed)
