@@ -24,7 +24,7 @@ from trainwright.runtime.stages.measures import (
     measure_text,
 )
 from trainwright.runtime.stages.records import Question, load_conversations, load_preferences, load_questions
-from trainwright.runtime.stages.split import SplitRule
+from trainwright.runtime.stages.split import SPLIT_FILE, SplitRule
 from trainwright.runtime.workspace import StageFolder, Workspace
 
 YAML_SUFFIXES = (".yaml", ".yml")
@@ -78,6 +78,12 @@ class Preparation:
                 raise DataError(
                     f"{models[0]} and {name} have different tokenizers: what they say of a token cannot be compared; compare "
                     "models that were made from one another"
+                )
+            if _split(those) not in ("", _split(self._files)):
+                print(
+                    f"warning: {name} was trained by another split of the data than {models[0]}: it may have learnt what it is "
+                    f"asked here, and look better than it is; compare models whose {SPLIT_FILE} is the same",
+                    flush=True,
                 )
         # Every model is asked in the evaluated one's template, so that all are asked the same.
         self._chat = ChatTokenizer(self._files.tokenizer, self._files.chat_template or DEFAULT_TEMPLATE)
@@ -187,3 +193,8 @@ class Preparation:
             "rule": self._rule,
             "set_aside": self._folder.path / "set_aside" / f"{asked.name}.jsonl",
         }
+
+
+def _split(files: ModelFiles) -> str:
+    """What was held out of a model's data; "" where it is not known."""
+    return files.split.read_text(encoding="utf-8") if files.split else ""

@@ -497,3 +497,17 @@ def test_a_whole_text_is_predicted_token_by_token(place: Workspace) -> None:
     assert asked[0].tokens[0] == chat.end_of_text
     with pytest.raises(Unsupported, match="multiple_choice work"):
         harness.generate_until(requests)
+
+
+def test_a_compared_model_of_another_split_is_warned_of(place: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    step = place.stage("elsewhere").checkpoints / "step-000001"
+    step.mkdir(parents=True)
+    for name in ("model.json", "tokenizer.json", "split.json", "run.json", "metadata.json"):
+        (step / name).write_bytes((place.stage("sft").checkpoints / "step-000007" / name).read_bytes())
+    prepare(place, models=("sft", "elsewhere", "pretrain"), conversations=SETTINGS["conversations"])
+    assert "warning" not in capsys.readouterr().out
+    write_json(step / "split.json", {"seed": 2, "validation": 0.0, "test": 1.0, "groups": {}})
+    prepare(place, models=("sft", "elsewhere", "pretrain"), conversations=SETTINGS["conversations"])
+    said = capsys.readouterr().out
+    assert said.startswith("warning: elsewhere was trained by another split of the data than sft")
+    assert said.count("warning") == 1
