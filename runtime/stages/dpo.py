@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from trainwright.runtime.megatron.parallel import Parallel, data_rank
 from trainwright.runtime.megatron.platform import install
 from trainwright.runtime.stages import preferences, stage_verb
 from trainwright.runtime.stages.chat import DEFAULT_TEMPLATE, ChatTokenizer
-from trainwright.runtime.stages.examples import Examples, PackedStream, write_examples
+from trainwright.runtime.stages.examples import Examples, PackedStream, write_examples, write_packs
 from trainwright.runtime.stages.records import load_preferences
 from trainwright.runtime.stages.training import Checkpoint, Work, print_line
 from trainwright.runtime.stages.tuning import LOOKS, Held, Training, Tuning, count_line, glance, open_tuning, split_rule
@@ -139,18 +140,20 @@ def _prepare(tuning: Tuning, data: Data, limit: int, folder: Path) -> dict[str, 
         set_aside=folder / "set_aside.jsonl",
     )
     counts: Counter[str] = Counter()
-    train = preferences.tokenise(records.train, chat, limit, data.too_long, counts)
-    validation = preferences.tokenise(records.validation, chat, limit, data.too_long, Counter())
-    if not train:
+    read = partial(preferences.tokenise, chat=chat, limit=limit, too_long=data.too_long)
+    positions, _ = write_examples(folder / "train", chain.from_iterable(read(records.train, counts=counts)))
+    validation, _ = write_examples(
+        folder / "validation", chain.from_iterable(read(records.validation, counts=Counter()))
+    )
+    if not positions:
         raise DataError(
             f"no pair is left for training: {count_line('read', records.counts)}; {count_line('too long', dict(counts))}; "
             "give more, or a longer context"
         )
-    packs = pack([chosen.positions + rejected.positions for chosen, rejected in train], 2 * limit, tuning.seed)
-    flat = [[place for pair in items for place in (2 * pair, 2 * pair + 1)] for items in packs]
-    write_examples(folder / "train", [answer for pair in train for answer in pair], flat)
-    write_examples(folder / "validation", [answer for pair in validation for answer in pair], [])
-    all_counts = {**records.counts, **counts, "trained on": len(train), "validation": len(validation)}
+    pairs = [chosen + rejected for chosen, rejected in zip(positions[0::2], positions[1::2], strict=True)]
+    packs = pack(pairs, 2 * limit, tuning.seed)
+    write_packs(folder / "train", [[place for pair in items for place in (2 * pair, 2 * pair + 1)] for items in packs])
+    all_counts = {**records.counts, **counts, "trained on": len(pairs), "validation": len(validation) // 2}
     print_line(count_line("pairs", all_counts))
     return {"pad": chat.pad, "template": chat.template, "counts": all_counts}
 

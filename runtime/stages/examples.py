@@ -8,8 +8,10 @@ pack) and `pack_ends.npy`. They are mapped, not read: a rank holds what it train
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,12 @@ class Examples:
     """The sequences of one split, by number, and their packs."""
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._tokens, self._counts, self._ends = (_map(folder, name) for name in ("tokens", "counts", "ends"))
-        self._items, self._pack_ends = (_map(folder, name) for name in ("items", "pack_ends"))
+
+    @cached_property
+    def _packs(self) -> tuple[Any, Any]:
+        return _map(self._folder, "items"), _map(self._folder, "pack_ends")
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -40,27 +46,35 @@ class Examples:
 
     @property
     def num_packs(self) -> int:
-        return len(self._pack_ends)
+        return len(self._packs[1])
 
     def pack(self, index: int) -> list[int]:
         """Numbers of the sequences in a pack."""
-        begin, end = _span(self._pack_ends, index)
-        items: list[int] = self._items[begin:end].tolist()
-        return items
+        items, ends = self._packs
+        begin, end = _span(ends, index)
+        found: list[int] = items[begin:end].tolist()
+        return found
 
 
-def write_examples(folder: Path, sequences: Sequence[Tokens], packs: Sequence[Sequence[int]]) -> None:
-    """Write what `Examples` reads."""
+def write_examples(folder: Path, sequences: Iterable[Tokens]) -> tuple[list[int], int]:
+    """Write the sequences, which need not be in memory together; (positions that each takes, targets of all)."""
     folder.mkdir(parents=True)
-    arrays: dict[str, Any] = {
-        "tokens": np.fromiter((token for item in sequences for token in item.tokens), np.int32),
-        "counts": np.fromiter((count for item in sequences for count in item.counts), np.int8),
-        "ends": np.cumsum([len(item.tokens) for item in sequences], dtype=np.int64),
-        "items": np.fromiter((item for pack in packs for item in pack), np.int64),
-        "pack_ends": np.cumsum([len(pack) for pack in packs], dtype=np.int64),
-    }
-    for name, array in arrays.items():
-        np.save(folder / f"{name}.npy", array)
+    tokens, counts, ends, positions = array("i"), array("b"), array("q"), []
+    for item in sequences:
+        tokens.extend(item.tokens)
+        counts.extend(item.counts)
+        ends.append(len(tokens))
+        positions.append(item.positions)
+    marks = np.asarray(counts, np.int8)
+    for name, values in (("tokens", np.asarray(tokens, np.int32)), ("counts", marks), ("ends", np.asarray(ends))):
+        np.save(folder / f"{name}.npy", values)
+    return positions, int(marks.sum(dtype=np.int64))
+
+
+def write_packs(folder: Path, packs: Sequence[Sequence[int]]) -> None:
+    """Write which of the sequences in `folder` share a row."""
+    np.save(folder / "items.npy", np.fromiter((item for pack in packs for item in pack), np.int64))
+    np.save(folder / "pack_ends.npy", np.cumsum([len(pack) for pack in packs], dtype=np.int64))
 
 
 def prepare(folder: Path, wanted: str, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:

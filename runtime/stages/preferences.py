@@ -1,7 +1,7 @@
 """Preference records as token sequences: prompt and one answer each, of which only the answer counts."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from trainwright.runtime.errors import Unsupported
 from trainwright.runtime.megatron.packing import Sequence as Tokens
@@ -10,8 +10,8 @@ from trainwright.runtime.stages.records import Message, Preference
 
 
 def tokenise(
-    records: Sequence[Preference], chat: ChatTokenizer, limit: int, too_long: str, counts: Counter[str]
-) -> list[tuple[Tokens, Tokens]]:
+    records: Iterable[Preference], chat: ChatTokenizer, limit: int, too_long: str, counts: Counter[str]
+) -> Iterator[tuple[Tokens, Tokens]]:
     """(chosen, rejected) of every record that fits into `limit` tokens, or is cut to them where `too_long` is "truncate".
 
     A pair is dropped, and counted, where it is too long, or the cut leaves no answer or twice the same. Raises Unsupported for
@@ -19,7 +19,6 @@ def tokenise(
     """
     if too_long not in ("truncate", "drop"):
         raise Unsupported(f"too_long={too_long!r} is unknown for pairs of answers: write 'truncate' or 'drop'")
-    pairs = []
     for record in records:
         chosen, rejected = (answer_tokens(chat, record.prompt, answer) for answer in (record.chosen, record.rejected))
         if max(len(chosen.tokens), len(rejected.tokens)) > limit:
@@ -29,8 +28,7 @@ def tokenise(
                 counts["dropped, too long"] += 1
                 continue
             counts["truncated"] += 1
-        pairs.append((chosen, rejected))
-    return pairs
+        yield chosen, rejected
 
 
 def answer_tokens(chat: ChatTokenizer, prompt: Sequence[Message], answer: str) -> Tokens:

@@ -7,7 +7,7 @@ alone and counts its positions from 0. Leaves `work/<stage>/`: `data/` (packed e
 
 import glob
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from trainwright.runtime.megatron.parallel import Parallel, data_rank
 from trainwright.runtime.megatron.platform import install
 from trainwright.runtime.stages import stage_verb
 from trainwright.runtime.stages.chat import DEFAULT_TEMPLATE, ChatTokenizer, fit, read_template, show
-from trainwright.runtime.stages.examples import Examples, PackedStream, write_examples
+from trainwright.runtime.stages.examples import Examples, PackedStream, write_examples, write_packs
 from trainwright.runtime.stages.records import Conversation, load_conversations
 from trainwright.runtime.stages.training import Checkpoint, Work, print_line
 from trainwright.runtime.stages.tuning import LOOKS, Held, Training, Tuning, count_line, glance, open_tuning, split_rule
@@ -126,21 +126,21 @@ def _prepare(tuning: Tuning, data: Data, limit: int, folder: Path) -> dict[str, 
         path=data.path, connector=data.connector, data_root=root, rule=rule, set_aside=folder / "set_aside.jsonl"
     )
     counts: Counter[str] = Counter()
-    train = _tokenise(records.train, chat, limit, data.too_long, counts)
-    validation = _tokenise(records.validation, chat, limit, data.too_long, Counter())
-    if not train:
+    read = partial(_tokenise, chat=chat, limit=limit, too_long=data.too_long)
+    positions, targets = write_examples(folder / "train", read(records.train, counts=counts))
+    validation, _ = write_examples(folder / "validation", read(records.validation, counts=Counter()))
+    if not positions:
         raise DataError(
             f"no conversation is left for training: {count_line('read', records.counts)}; "
             f"{count_line('too long', dict(counts))}; give more, or a longer context"
         )
-    packs = pack([item.positions for item in train], limit, tuning.seed)
-    write_examples(folder / "train", train, packs)
-    write_examples(folder / "validation", validation, [])
-    tokens, targets = sum(item.positions for item in train), sum(sum(item.counts) for item in train)
-    all_counts = {**records.counts, **counts, "trained on": len(train), "validation": len(validation)}
+    packs = pack(positions, limit, tuning.seed)
+    write_packs(folder / "train", packs)
+    tokens = sum(positions)
+    all_counts = {**records.counts, **counts, "trained on": len(positions), "validation": len(validation)}
     print_line(count_line("conversations", all_counts))
     print_line(
-        f"packed {len(train):,} conversations, {tokens:,} tokens ({targets:,} of the assistant), into {len(packs):,} rows of "
+        f"packed {len(positions):,} conversations, {tokens:,} tokens ({targets:,} of the assistant), into {len(packs):,} rows of "
         f"{limit}: {tokens / len(packs) / limit:.0%} full"
     )
     print_line(f"an example, what counts in the loss in brackets:\n{show(chat, records.train[0].messages)}")
@@ -149,12 +149,9 @@ def _prepare(tuning: Tuning, data: Data, limit: int, folder: Path) -> dict[str, 
 
 def _tokenise(
     conversations: Sequence[Conversation], chat: ChatTokenizer, limit: int, too_long: str, counts: Counter[str]
-) -> list[Tokens]:
-    return [
-        part
-        for conversation in conversations
-        for part in fit(chat, conversation.messages, limit=limit, too_long=too_long, counts=counts)
-    ]
+) -> Iterator[Tokens]:
+    for conversation in conversations:
+        yield from fit(chat, conversation.messages, limit=limit, too_long=too_long, counts=counts)
 
 
 def _look(tuning: Tuning, held: Sequence[Tokens]) -> dict[str, float]:

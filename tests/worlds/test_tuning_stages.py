@@ -20,7 +20,7 @@ from trainwright.runtime.megatron.checkpoint import Checkpoints, Identity, Model
 from trainwright.runtime.megatron.packing import Sequence
 from trainwright.runtime.stages import dpo, sft
 from trainwright.runtime.stages.chat import DEFAULT_TEMPLATE
-from trainwright.runtime.stages.examples import Examples, PackedStream, write_examples
+from trainwright.runtime.stages.examples import Examples, PackedStream, write_examples, write_packs
 from trainwright.runtime.stages.tokenizer import train as train_tokenizer
 from trainwright.runtime.stages.tuning import Training
 from trainwright.runtime.workspace import DATA_ROOT_VARIABLE, Workspace, write_json
@@ -272,7 +272,9 @@ def test_an_unknown_word_for_what_is_too_long_is_refused(place: Workspace, stage
 
 def test_every_epoch_has_each_pack_once_whatever_the_layout(tmp_path: Path) -> None:
     count, epochs, batch = 7, 3, 4
-    write_examples(tmp_path / "train", [Sequence((1, n), (0, 1)) for n in range(count)], [[n] for n in range(count)])
+    written = write_examples(tmp_path / "train", (Sequence((1, 2, n), (0, 0, 1)) for n in range(count)))
+    assert written == ([2] * count, count)
+    write_packs(tmp_path / "train", [[n] for n in range(count)])
     examples = Examples(tmp_path / "train")
     stream = PackedStream(examples, pack_length=4, epochs=epochs, global_batch=batch, micro_batch=1, pad=0, seed=1)
     assert stream.steps == 6
