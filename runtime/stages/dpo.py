@@ -5,7 +5,6 @@ first step, and kept in `data/`. A row holds whole pairs, chosen beside rejected
 alone. Leaves what `sft` leaves. Resumes from the newest checkpoint of the same run.
 """
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +27,7 @@ from trainwright.runtime.megatron.parallel import Parallel, data_rank
 from trainwright.runtime.megatron.platform import install
 from trainwright.runtime.stages import preferences, stage_verb
 from trainwright.runtime.stages.chat import DEFAULT_TEMPLATE, ChatTokenizer
-from trainwright.runtime.stages.examples import Examples, PackedStream, write_examples, write_packs
+from trainwright.runtime.stages.examples import Examples, PackedStream, save_array, write_examples, write_packs
 from trainwright.runtime.stages.records import load_preferences
 from trainwright.runtime.stages.training import Checkpoint, Work, print_line
 from trainwright.runtime.stages.tuning import LOOKS, Held, Training, Tuning, count_line, glance, open_tuning, split_rule
@@ -169,15 +168,8 @@ def _reference(tuning: Tuning, examples: Examples) -> Any:
         parts = (range(begin, min(begin + SCORED_AT_ONCE, count)) for begin in range(0, count, SCORED_AT_ONCE))
         scores = [score for part in parts for score in _score(tuning, [examples[index] for index in part])]
         if dist.get_rank() == 0:
-            scratch = path.with_name(f".{path.name}")
-            with scratch.open("wb") as file:
-                np.save(file, np.array([score.log_probability for score in scores]))
-                file.flush()
-                os.fsync(file.fileno())
-            scratch.replace(path)
-        tuning.opened.log(
-            f"reference: log-probabilities of {len(examples):,} answers under {tuning.begin.name}, computed once"
-        )
+            save_array(path, np.array([score.log_probability for score in scores]))
+        tuning.opened.log(f"reference: log-probabilities of {count:,} answers under {tuning.begin.name}, computed once")
         dist.barrier()
     return np.load(path)
 

@@ -7,6 +7,7 @@ pack) and `pack_ends.npy`. They are mapped, not read: a rank holds what it train
 
 import hashlib
 import json
+import os
 import shutil
 from array import array
 from collections.abc import Callable, Iterable, Sequence
@@ -67,14 +68,24 @@ def write_examples(folder: Path, sequences: Iterable[Tokens]) -> tuple[list[int]
         positions.append(item.positions)
     marks = np.asarray(counts, np.int8)
     for name, values in (("tokens", np.asarray(tokens, np.int32)), ("counts", marks), ("ends", np.asarray(ends))):
-        np.save(folder / f"{name}.npy", values)
+        save_array(folder / f"{name}.npy", values)
     return positions, int(marks.sum(dtype=np.int64))
 
 
 def write_packs(folder: Path, packs: Sequence[Sequence[int]]) -> None:
     """Write which of the sequences in `folder` share a row."""
-    np.save(folder / "items.npy", np.fromiter((item for pack in packs for item in pack), np.int64))
-    np.save(folder / "pack_ends.npy", np.cumsum([len(pack) for pack in packs], dtype=np.int64))
+    save_array(folder / "items.npy", np.fromiter((item for pack in packs for item in pack), np.int64))
+    save_array(folder / "pack_ends.npy", np.cumsum([len(pack) for pack in packs], dtype=np.int64))
+
+
+def save_array(path: Path, values: Any) -> None:
+    """Write an array as .npy; it is there whole or not at all, also where the machine loses power."""
+    scratch = path.with_name(f".{path.name}")
+    with scratch.open("wb") as file:
+        np.save(file, values)
+        file.flush()
+        os.fsync(file.fileno())
+    scratch.replace(path)
 
 
 def prepare(folder: Path, wanted: str, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:

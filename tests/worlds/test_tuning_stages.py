@@ -182,6 +182,21 @@ def test_another_initial_model_at_the_same_path_is_the_reference(place: Workspac
     assert second["counts"]["trained on"] < first["counts"]["trained on"]
 
 
+def test_the_reference_is_the_same_in_parts(place: Workspace) -> None:
+    file = place.stage(DPO).path / "data" / "reference.npy"
+
+    def in_parts() -> list[float]:
+        whole = np.load(file)
+        file.unlink()
+        dpo.SCORED_AT_ONCE = 8
+        tune(place, DPO)
+        return [float(value) for value in np.load(file) - whole]
+
+    _, differences = in_world(lambda: tune(place, DPO), in_parts)
+    assert len(differences) > 3 * 8
+    assert differences == pytest.approx([0.0] * len(differences), abs=1e-4)
+
+
 def test_an_edited_template_and_another_context_make_other_examples(place: Workspace) -> None:
     template = place.data_root / "mine.jinja"
     template.write_text(DEFAULT_TEMPLATE)
