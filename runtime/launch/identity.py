@@ -149,10 +149,11 @@ def inputs_of(stage: Stage, outputs: dict[str, str], data_root: Path, hashes: Ha
 def changed_input(before: dict[str, str], after: dict[str, str]) -> str:
     """What changed between two attempts, in words; "" for nothing."""
     for key in sorted(before.keys() | after.keys()):
-        if before.get(key) != after.get(key):
-            return (
-                f"the output of {key.removeprefix('stage:')} changed" if key.startswith("stage:") else f"{key} changed"
-            )
+        if before.get(key) == after.get(key):
+            continue
+        if key.startswith("stage:"):
+            return f"the output of {key.removeprefix('stage:')} changed"
+        return f"{key} changed" if after.get(key) != "" else f"no file matches {key} here (--data-root?)"
     return ""
 
 

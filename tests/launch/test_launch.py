@@ -147,6 +147,8 @@ def test_a_changed_input_file_runs_the_stage_that_reads_it(chain: Made) -> None:
     said = chain.run()
     assert "read: runs again: corpus/*.txt changed" in said.out
     assert chain.ran() == ["read", "count", "close"]
+    corpus.rename(corpus.with_name("away"))
+    assert "read: would run: no file matches corpus/*.txt here" in chain.run(verb="status").out
 
 
 def test_a_file_changed_within_the_clock_tick_is_seen(chain: Made) -> None:
