@@ -120,19 +120,22 @@ def measure_conversations(
     counts: Counter[str] = Counter()
     sequences: list[Tokens] = []
     ids: list[str] = []
+    owners: list[int] = []  # of each sequence, the place of its conversation: one that was split is still one item
     for conversation in records.test:
-        for part in fit(chat, conversation.messages, limit=limit, too_long=too_long, counts=counts):
-            if sum(part.counts):
-                sequences.append(part)
-                ids.append(conversation.id)
+        parts = fit(chat, conversation.messages, limit=limit, too_long=too_long, counts=counts)
+        asked = [part for part in parts if sum(part.counts)]
+        if asked:
+            owners += [len(ids)] * len(asked)
+            ids.append(conversation.id)
+            sequences += asked
     _require(ids, f"conversations {name}", records, counts)
     metric = f"loss/{name}"
-    items = Items(_targets(sequences))
+    items = Items(np.bincount(owners, _targets(sequences)))
     return Measure(
         [Metric(metric, "conversations", ids, items, higher_is_better=False)],
         len(sequences),
         {**records.counts, "measured": len(ids), **counts},
-        lambda ask: {metric: _nats(ask(sequences))},
+        lambda ask: {metric: np.bincount(owners, _nats(ask(sequences)))},
     )
 
 

@@ -511,3 +511,22 @@ def test_a_compared_model_of_another_split_is_warned_of(place: Workspace, capsys
     said = capsys.readouterr().out
     assert said.startswith("warning: elsewhere was trained by another split of the data than sft")
     assert said.count("warning") == 1
+
+
+def test_a_conversation_that_was_split_is_one_item(place: Workspace) -> None:
+    turns = [
+        {"role": role, "content": f"{role} says {number}"} for number in range(9) for role in ("user", "assistant")
+    ]
+    write_lines(place.data_root / "long.jsonl", [{"messages": turns, "id": "long", "group": "held out"}, TALKS[0]])
+    records = evaluate.Records(name="long", path="long.jsonl", connector="", too_long="split")
+    measure = prepare(place, conversations=(records,)).measures["conversations/long"]
+    [metric] = measure.metrics
+    assert [len(metric.ids), metric.ids[0]] == [2, "long"], measure.counts
+    assert measure.num_sequences > 3
+
+    def ask(sequences: Sequence[Tokens], *, greedy: bool = False) -> list[loop.Score]:
+        return [loop.Score(-2.0 * sum(one.counts), sum(one.counts), False) for one in sequences]
+
+    values = measure.values(ask)["loss/long"]
+    assert (values == 2 * metric.items.weights).all()
+    assert metric.figure(values, 1).n == 2
