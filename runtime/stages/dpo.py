@@ -145,10 +145,9 @@ def _prepare(tuning: Tuning, data: Data, limit: int, folder: Path) -> dict[str, 
         folder / "validation", chain.from_iterable(read(records.validation, counts=Counter()))
     )
     if not positions:
-        raise DataError(
-            f"no pair is left for training: {count_line('read', records.counts)}; {count_line('too long', dict(counts))}; "
-            "give more, or a longer context"
-        )
+        held = len(records.validation) + len(records.test)
+        became = count_line("pairs", {**records.counts, "held out": held, **counts})
+        raise DataError(f"nothing is left for training: {became}; give more, or a longer context")
     pairs = [chosen + rejected for chosen, rejected in zip(positions[0::2], positions[1::2], strict=True)]
     packs = pack(pairs, 2 * limit, tuning.seed)
     write_packs(folder / "train", [[place for pair in items for place in (2 * pair, 2 * pair + 1)] for items in packs])

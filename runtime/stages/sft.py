@@ -130,10 +130,9 @@ def _prepare(tuning: Tuning, data: Data, limit: int, folder: Path) -> dict[str, 
     positions, targets = write_examples(folder / "train", read(records.train, counts=counts))
     validation, _ = write_examples(folder / "validation", read(records.validation, counts=Counter()))
     if not positions:
-        raise DataError(
-            f"no conversation is left for training: {count_line('read', records.counts)}; "
-            f"{count_line('too long', dict(counts))}; give more, or a longer context"
-        )
+        held = len(records.validation) + len(records.test)
+        became = count_line("conversations", {**records.counts, "held out": held, **counts})
+        raise DataError(f"nothing is left for training: {became}; give more, or a longer context")
     packs = pack(positions, limit, tuning.seed)
     write_packs(folder / "train", packs)
     tokens = sum(positions)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import sys
 from collections import abc
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pytest
 import torch.distributed as dist
 from world_support import Case, literals, run_world
 
-from trainwright.runtime.errors import Unsupported
+from trainwright.runtime.errors import DataError, Unsupported
 from trainwright.runtime.megatron import model, parallel
 from trainwright.runtime.megatron.checkpoint import Checkpoints, Identity, ModelFiles
 from trainwright.runtime.megatron.packing import Sequence
@@ -283,6 +284,25 @@ def test_an_unknown_word_for_what_is_too_long_is_refused(place: Workspace, stage
     [said] = in_world(refused)
     assert said.startswith(f"too_long={word!r} is unknown")
     assert "write 'truncate'" in said
+
+
+@pytest.mark.parametrize("stage", [SFT, DPO])
+def test_nothing_left_to_train_on_says_where_the_records_went(place: Workspace, stage: str) -> None:
+    path = place.data_root / f"{stage}.jsonl"
+    path.write_text(path.read_text().replace("as you wish.", "as you wish, " * 200))
+
+    def refused() -> str:
+        with pytest.raises(DataError) as error:
+            tune(place, stage, too_long="drop")
+        return str(error.value)
+
+    [said] = in_world(refused)
+    found = re.match(
+        r"nothing is left for training: \w+: 40 in, 40 kept, (\d+) held out, (\d+) dropped, too long; ", said
+    )
+    assert found, said
+    assert int(found[1]) + int(found[2]) == 40
+    assert int(found[1]) > 0
 
 
 def test_every_epoch_has_each_pack_once_whatever_the_layout(tmp_path: Path) -> None:
