@@ -120,6 +120,19 @@ def test_conversations_are_read_in_every_usual_form(tmp_path: Path) -> None:
     assert (tmp_path / "out/set_aside.jsonl").read_text() == ""
 
 
+def test_reasons_that_are_all_different_are_counted_together(tmp_path: Path) -> None:
+    strange = [talk({"role": f"robot{n}", "content": "q"}) for n in range(30)]
+    write(tmp_path / "chat.jsonl", *strange, talk(user("q")), talk(user("q")), talk(user("q"), assistant("a")))
+    found = load_conversations(
+        path="chat.jsonl", data_root=tmp_path, rule=ALL_TRAIN, set_aside=tmp_path / "aside.jsonl"
+    )
+    assert found.counts["set aside: for other reasons"] == 11
+    assert found.counts["set aside: no turn of the assistant's"] == 2, "the most common by itself"
+    assert len(found.counts) == 2 + 20 + 1
+    assert sum(number for reason, number in found.counts.items() if reason != "in") == found.counts["in"] == 33
+    assert len(rows(tmp_path / "aside.jsonl")) == 32
+
+
 def test_conversations_that_cannot_be_used_are_set_aside_with_their_reason(tmp_path: Path) -> None:
     good = talk(user("q"), assistant("a"))
     write(tmp_path / "chat.jsonl", good, *(record for record, _ in BAD_CONVERSATIONS))

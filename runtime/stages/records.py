@@ -45,6 +45,7 @@ __all__ = [
 ]
 
 SHORT_WORDS = 8
+MOST_REASONS = 20  # that are counted by themselves
 REPEATED = "nearly repeats the answer of a record in an earlier split"
 
 T = TypeVar("T", Conversation, Preference, Question)
@@ -133,6 +134,7 @@ def _load(kind: _Kind[T], path: str, connector: str, data_root: Path, rule: Spli
                 _write(item, file)
             else:
                 found[rule.of(item.record.group, kind.opening(item.record))].append(item)
+        aside = _most_common(aside)
         read = sum(len(part) for part in found.values())
         if not read:
             where = f"{path!r} in {data_root}" if path else f"connector {connector}"
@@ -197,6 +199,13 @@ def _compared(kind: _Kind[T], record: T) -> str:
 
 def _write(rejected: Rejected, file: IO[str]) -> None:
     file.write(json.dumps(asdict(rejected), ensure_ascii=False) + "\n")
+
+
+def _most_common(aside: Counter[str]) -> Counter[str]:
+    """A reason may quote what it found: of many, the rarest are one."""
+    common = aside.most_common()
+    rest = sum(number for _, number in common[MOST_REASONS:])
+    return Counter(dict(common[:MOST_REASONS])) + Counter({"for other reasons": rest})
 
 
 def _listed(aside: Counter[str]) -> str:
