@@ -29,6 +29,7 @@ from trainwright.compiler.spec_stages import (
 
 Found = Iterator[tuple[str, str]]  # (path, what is wrong and the fix)
 _CONNECTOR_OF = {"sft": "python-stdlib:questions", "dpo": "python-stdlib:preferences"}
+_RECORDS, _YAML = (".jsonl", ".jsonl.gz", ".json", ".json.gz"), (".yaml", ".yml")  # what names of files end in
 _TOO_LONG_OF = {"sft": ("truncate", "drop", "split"), "dpo": ("truncate", "drop")}
 
 
@@ -50,6 +51,7 @@ def find_stage_contradictions(spec: Spec) -> Found:
             yield from _compare(stages, name)
             for task, given in (stage.tasks or {}).items():
                 yield from _one_of_two(f"stages.{name}.tasks.{task}", f"a task ({task})", given)
+                yield from _readable(f"stages.{name}.tasks.{task}", given.data, (*_RECORDS, *_YAML))
             yield from _gates(spec, name)
     yield from _one_of_each(stages)
 
@@ -100,6 +102,7 @@ def _leads_to_model(stages: Stages, name: str) -> bool:
 def _records(name: str, kind: str, stage: StageSpec) -> Found:
     path, connector = f"stages.{name}", stage.connector
     yield from _one_of_two(path, f"a stage of kind {kind} ({name})", stage)
+    yield from _readable(path, stage.data, _RECORDS)
     if connector is not None and connector != _CONNECTOR_OF[kind]:
         other = next(other for other, made in _CONNECTOR_OF.items() if made == connector)
         text = f"{connector} makes records for {other}; for {kind} it is {_CONNECTOR_OF[kind]}"
@@ -113,6 +116,13 @@ def _one_of_two(path: str, whose: str, given: StageSpec | TaskSpec) -> Found:
     if (given.data is None) == (given.connector is None):
         both = "data and connector are both there" if given.data else "neither data nor connector is there"
         yield path, f"{both}; {whose} has exactly one of them"
+
+
+def _readable(path: str, data: str | None, endings: tuple[str, ...]) -> Found:
+    """Files of another format by their names; a pattern whose ending is open may name any."""
+    _, dot, ending = (data or "").rpartition("/")[2].rpartition(".")
+    if dot and not set("*?[") & set(ending) and not (data or "").endswith(endings):
+        yield f"{path}.data", f"{data} does not end in {_or(endings)}; write it as JSON Lines, one object a line"
 
 
 def _rates(name: str, stage: StageSpec) -> Found:
