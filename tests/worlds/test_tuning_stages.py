@@ -1,4 +1,4 @@
-"""Tuning stages executed in one process, on a small model: stopped and started again, on changed files, on little data."""
+"""Tuning stages executed, on a small model: stopped and started again, on changed files, on little data."""
 
 import dataclasses
 import json
@@ -147,8 +147,10 @@ def in_world(*work: Callable[[], Any], size: int = 1) -> list[Any]:
     return found
 
 
-@pytest.mark.parametrize("stage", [SFT, DPO])
-def test_a_stage_whose_file_was_only_touched_goes_on_to_the_same_figures(place: Workspace, stage: str) -> None:
+@pytest.mark.parametrize(("stage", "case"), [(SFT, CASE), (DPO, Case(data=2))], ids=str)
+def test_a_stage_whose_file_was_only_touched_goes_on_to_the_same_figures(
+    place: Workspace, stage: str, case: Case
+) -> None:
     """The examples are prepared anew, and are the same: so the steps count, and the figures before are the initial model's."""
     elsewhere = Workspace(bundle=place.bundle, work=place.bundle / "undisturbed", data_root=place.data_root)
     (elsewhere.work).mkdir()
@@ -157,7 +159,7 @@ def test_a_stage_whose_file_was_only_touched_goes_on_to_the_same_figures(place: 
     def undisturbed() -> dict[str, Any]:
         os.environ["TRAINWRIGHT_WORK"] = str(elsewhere.work)
         try:
-            return tune(elsewhere, stage)
+            return tune(elsewhere, stage, case=case)
         finally:
             del os.environ["TRAINWRIGHT_WORK"]
 
@@ -165,7 +167,11 @@ def test_a_stage_whose_file_was_only_touched_goes_on_to_the_same_figures(place: 
         os.utime(place.data_root / f"{stage}.jsonl", ns=(1, 1))
 
     expected, _, _, found = in_world(
-        undisturbed, lambda: tune(place, stage, stops=True), touch, lambda: tune(place, stage)
+        undisturbed,
+        lambda: tune(place, stage, case=case, stops=True),
+        touch,
+        lambda: tune(place, stage, case=case),
+        size=case.layout.world_size,
     )
     assert found == expected
     assert [row["loss"] for row in rows(place, stage)] == [row["loss"] for row in rows(elsewhere, stage)]
