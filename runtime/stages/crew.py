@@ -1,11 +1,13 @@
 """One model in many processes, asked by one: rank 0 leads, the others follow, in any layout."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
+from trainwright.runtime.errors import Diverged
 from trainwright.runtime.megatron import loop
 from trainwright.runtime.megatron.checkpoint import load_weights
 from trainwright.runtime.megatron.loop import Score
@@ -59,7 +61,10 @@ def follow(model: Model, row_tokens: int) -> None:
 
 
 def _score(model: Model, sequences: list[Tokens], row_tokens: int, greedy: bool) -> list[Score]:
-    return loop.score_sequences(model, sequences, row_tokens=row_tokens, greedy=greedy)
+    scores = loop.score_sequences(model, sequences, row_tokens=row_tokens, greedy=greedy)
+    if not all(math.isfinite(score.log_probability) for score in scores):  # on every rank, or none
+        raise Diverged("the model's log-probabilities are no numbers: its weights are damaged; train it again")
+    return scores
 
 
 def _tell(message: Any) -> Any:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from world_support import Case, literals, run_world
 
-from trainwright.runtime.errors import CheckpointError, DataError, GateFailed, RunError, Unsupported
+from trainwright.runtime.errors import CheckpointError, DataError, Diverged, GateFailed, RunError, Unsupported
 from trainwright.runtime.megatron import loop, model, parallel
 from trainwright.runtime.megatron.checkpoint import Checkpoints, Identity, ModelFiles, load_weights
 from trainwright.runtime.megatron.data import TokenFile
@@ -186,7 +186,7 @@ def expected(place: Workspace) -> dict[str, Any]:
         text = place.stage("tokenize")
         held = HeldOutText(text.output, json.loads(text.summary.read_text()), ("code", "prose"))
         windows = held.windows("test", SEQUENCE)
-        return {
+        figures = {
             "choices": [[answer(q["query"], choice, ends=False) for choice in q["choices"]] for q in QUESTIONS],
             "chosen": [answer(pair["prompt"], pair["chosen"], ends=True) for pair in PAIRS],
             "rejected": [answer(pair["prompt"], pair["rejected"], ends=True) for pair in PAIRS],
@@ -199,6 +199,11 @@ def expected(place: Workspace) -> dict[str, Any]:
             "ticks": sum(ticks),
             "answer tokens": [len(chat.encode_text(pair["chosen"])) + 1 for pair in PAIRS],
         }
+        with torch.no_grad():
+            next(built.gpt.parameters()).fill_(math.nan)
+        with pytest.raises(Diverged, match="no numbers"):
+            crew.ask(two, greedy=True)
+        return figures
 
     found: dict[str, Any] = run_world(1, work)[0]
     return found
