@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from rich.console import Console
 
 from trainwright.runtime import cli, errors
 from trainwright.runtime.launch import show
+from trainwright.runtime.launch.lock import lock_work
 
 
 def test_stages_run_in_order_with_their_environment(chain: Made) -> None:
@@ -361,16 +363,14 @@ def test_two_runs_of_one_folder_do_not_meet(bundle: Made) -> None:
     assert (bundle.path / "work/run.lock").read_text() == ""
 
 
-def test_a_glance_at_the_lock_is_no_other_run(chain: Made) -> None:
+def test_a_glance_at_the_lock_is_no_other_run(tmp_path: Path) -> None:
     """As `status` takes it, for a moment."""
-    (chain.path / "work").mkdir()
-    with (chain.path / "work" / "run.lock").open("w") as lock:
+    with (tmp_path / "run.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
-        with started(chain) as process:
-            time.sleep(0.2)
-            fcntl.flock(lock, fcntl.LOCK_UN)
-            process.communicate()
-    assert process.returncode == 0
+        moment = threading.Timer(0.2, fcntl.flock, (lock, fcntl.LOCK_UN))
+        moment.start()
+        with lock_work(tmp_path):
+            moment.join()
 
 
 def test_of_runs_that_start_at_the_same_instant_one_executes(chain: Made) -> None:
