@@ -30,7 +30,17 @@ from trainwright.runtime.stages.chat import DEFAULT_TEMPLATE, ChatTokenizer
 from trainwright.runtime.stages.examples import Examples, PackedStream, save_array, write_examples, write_packs
 from trainwright.runtime.stages.records import load_preferences
 from trainwright.runtime.stages.training import Checkpoint, Work, print_line
-from trainwright.runtime.stages.tuning import LOOKS, Held, Training, Tuning, count_line, glance, open_tuning, split_rule
+from trainwright.runtime.stages.tuning import (
+    LOOKS,
+    Held,
+    Training,
+    Tuning,
+    count_line,
+    glance,
+    open_tuning,
+    split_rule,
+    unused,
+)
 from trainwright.runtime.workspace import open_workspace
 
 __all__ = ["Checkpoint", "Data", "Embedding", "Parallel", "Preference", "Training", "run"]
@@ -124,7 +134,7 @@ def run(
     after = look()
     figures = {f"before/{name}": value for name, value in before.items()} | after
     summary = {"run_id": run_id, "step": work.steps, "counts": facts["counts"], **figures}
-    session.finish({**summary, "key_figure": _key_figure(before, after)}, saved)
+    session.finish({**summary, "key_figure": _key_figure(before, after) + unused(facts["counts"])}, saved)
 
 
 def _prepare(tuning: Tuning, data: Data, limit: int, folder: Path) -> dict[str, Any]:

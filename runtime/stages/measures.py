@@ -18,6 +18,10 @@ from trainwright.runtime.stages.intervals import Array, Figure, Items, differenc
 from trainwright.runtime.stages.records import Conversation, Preference, Records
 
 
+class NothingHeldOut(DataError):
+    """Records that are read, and none of them to measure on."""
+
+
 @dataclass(frozen=True)
 class Metric:
     """One figure of a model. A model's values of it, one an item, are asked for later."""
@@ -189,9 +193,8 @@ def measure_preferences(
 def _require(kept: Sequence[object], what: str, records: Records[Any], counts: Counter[str]) -> None:
     if not kept:
         listed = ", ".join(f"{number} {reason}" for reason, number in {**records.counts, **counts}.items())
-        raise DataError(
-            f"{what}: no held-out item to measure on; {len(records.test)} are in the test split ({listed}); give more "
-            "records, or leave the measure out"
+        raise NothingHeldOut(
+            f"{what}: no held-out item to measure on; {len(records.test)} are in the test split ({listed}); give more records"
         )
 
 

@@ -3,7 +3,8 @@
 Users' mistakes are found here, before minutes are spent on a model.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +19,7 @@ from trainwright.runtime.stages.heldout import HeldOutText
 from trainwright.runtime.stages.measures import (
     Measure,
     Metric,
+    NothingHeldOut,
     bigram_figures,
     measure_conversations,
     measure_preferences,
@@ -110,12 +112,14 @@ class Preparation:
             self._read_text(perplexity)
         for asked in conversations:
             talks = load_conversations(**self._reading(asked))
-            measure = measure_conversations(asked.name, talks, chat, limit=limit, too_long=asked.too_long)
-            self.measures[f"conversations/{asked.name}"] = measure
+            with _said_where_nothing_is_held_out():
+                measure = measure_conversations(asked.name, talks, chat, limit=limit, too_long=asked.too_long)
+                self.measures[f"conversations/{asked.name}"] = measure
         for asked in preferences:
             pairs = load_preferences(**self._reading(asked))
-            measure = measure_preferences(asked.name, pairs, chat, limit=limit, too_long=asked.too_long)
-            self.measures[f"preferences/{asked.name}"] = measure
+            with _said_where_nothing_is_held_out():
+                measure = measure_preferences(asked.name, pairs, chat, limit=limit, too_long=asked.too_long)
+                self.measures[f"preferences/{asked.name}"] = measure
         for task in tasks:
             self._read_task(task)
         if not self.measures:
@@ -193,6 +197,15 @@ class Preparation:
             "rule": self._rule,
             "set_aside": self._folder.path / "set_aside" / f"{asked.name}.jsonl",
         }
+
+
+@contextlib.contextmanager
+def _said_where_nothing_is_held_out() -> Iterator[None]:
+    """A small set of a tuning stage's records must not cost the rest of an evaluation; a gate on its figures still does."""
+    try:
+        yield
+    except NothingHeldOut as nothing:
+        print(f"warning: not measured: {nothing}", flush=True)
 
 
 def _split(files: ModelFiles) -> str:

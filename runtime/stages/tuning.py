@@ -4,7 +4,7 @@ import dataclasses
 import glob
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,3 +180,9 @@ def count_line(name: str, counts: dict[str, Any]) -> str:
         f"{value:,} {key}" if isinstance(value, int) else f"{key} {value}" for key, value in counts.items()
     )
     return f"{name}: {listed}"
+
+
+def unused(counts: Mapping[str, int]) -> str:
+    """How many records were of no use, for a stage's key figure; "" where all were."""
+    number = sum(count for name, count in counts.items() if name.startswith(("set aside", "dropped")))
+    return f"; {number:,} of {counts['in']:,} records left out" if number else ""

@@ -444,6 +444,15 @@ def test_models_with_other_tokenizers_are_not_compared(place: Workspace) -> None
         prepare(place, models=("sft", "foreign"))
 
 
+def test_records_none_of_which_are_held_out_do_not_cost_the_evaluation(
+    place: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_lines(place.data_root / "few.jsonl", [{**talk, "group": "seen"} for talk in TALKS[:3]])
+    few = evaluate.Records(name="few", path="few.jsonl", connector="", too_long="truncate")
+    assert list(prepare(place, conversations=(few,), tasks=(TASK,)).measures) == ["tasks/sums"]
+    assert "not measured: conversations few: no held-out item" in capsys.readouterr().out
+
+
 def test_an_evaluation_of_nothing_says_so(place: Workspace) -> None:
     with pytest.raises(DataError, match="measures nothing"):
         prepare(place)
