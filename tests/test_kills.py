@@ -45,7 +45,7 @@ PLAN = {
     "export": (TIME,),
 }
 NUM_KILLS = 20
-EARLIEST, LATEST = 0.02, 0.7  # of a stage's undisturbed duration
+EARLIEST, LATEST = 0.02, 0.5  # of a stage's undisturbed duration
 MOST_STEPS = 12  # from the last checkpoint
 POLL_S = 0.005
 
@@ -218,7 +218,8 @@ class Kills:
             return seconds_of(kill.stage) >= kill.share * self.durations[kill.stage]
 
         def has_come() -> bool:
-            if state_of(self.work).get(kill.stage, {}).get("state") != "done" or kill.moment == OUTPUT:
+            done = state_of(self.work).get(kill.stage, {}).get("state") == "done"
+            if not done or (kill.moment == OUTPUT and not written_before):
                 return by_stage()
             others = self.project.stages[self.project.stages.index(kill.stage) + 1 :]
             return any(seconds_of(other) >= kill.share * self.durations[other] for other in others)

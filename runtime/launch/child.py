@@ -6,17 +6,14 @@ without; `LOG_FOLDER` may also be a `.log` file); replaces itself by COMMAND. St
 """
 
 import contextlib
-import ctypes
 import fcntl
 import os
-import signal
 import sys
 from pathlib import Path
 
 from trainwright.runtime.disk import is_disk_full
 from trainwright.runtime.errors import DiskFull
-
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
+from trainwright.runtime.processes import die_with
 
 
 def hold(lock: str) -> None:
@@ -24,15 +21,6 @@ def hold(lock: str) -> None:
     file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
     fcntl.flock(file, fcntl.LOCK_SH)  # waits while the runner looks whether anybody is left
     os.set_inheritable(file, True)
-
-
-def die_with(parent: int) -> None:
-    """SIGKILL for this process as soon as its parent is gone, whatever ended that; survives exec. Outside Linux it only
-    looks whether the parent is there."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it died before the call
-        os._exit(1)
 
 
 def log_to(target: str, header: str) -> None:

@@ -217,6 +217,23 @@ with writers_watched():
     assert (bundle.path / "work/train/log/rank-0.log").read_text().count("one has ended") == 2, "it was tried again"
 
 
+def test_the_writers_of_a_killed_rank_die_with_it(bundle: Made) -> None:
+    body = """
+from trainwright.runtime.megatron.writers import writers_watched
+
+with writers_watched():
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(120)
+    (WORK / "writer").write_text(str(pid))
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    bundle.add("train", body)
+    bundle.run(code=23)
+    pid = int((bundle.path / "work/writer").read_text())
+    wait_for(lambda: not is_alive(pid), seconds=10)
+
+
 # Disks
 
 
