@@ -150,8 +150,9 @@ def test_in_a_terminal(saved_models: Path) -> None:
     terminal.expect("hello")
     terminal.type("\x03")
     terminal.expect("\n> ")
-    terminal.type("half a line\x03")
-    terminal.expect("\n> ")
+    terminal.type("half a line")
+    terminal.expect("half a line")
+    terminal.expect("\n> ", typing="\x03")
     terminal.type("\x04")
     assert terminal.end() == 0
     assert "Traceback" not in terminal.seen
@@ -280,11 +281,15 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._file, text.encode())
 
-    def expect(self, text: str, patience_s: float = 120) -> None:
-        """Wait until `text` has been written, after what was expected last."""
-        end = time.monotonic() + patience_s
+    def expect(self, text: str, patience_s: float = 120, typing: str = "") -> None:
+        """Wait until `text` has been written, after what was expected last; meanwhile type `typing` every 2 s: a key that comes
+        just as a line editor takes the terminal over is lost to any program."""
+        end, again = time.monotonic() + patience_s, time.monotonic()
         while text not in self.seen[self._position :]:
             assert time.monotonic() < end, self.seen
+            if typing and time.monotonic() >= again:
+                self.type(typing)
+                again = time.monotonic() + 2
             assert self._read(0.2), self.seen
         self._position += self.seen[self._position :].index(text) + len(text)
 

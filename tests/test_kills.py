@@ -20,9 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from mini import write_project
 
 TRAINWRIGHT = Path(sys.executable).with_name("trainwright")

@@ -1,4 +1,4 @@
-"""Spec in, trained model out: the emitted programs of every stage, executed by the runner. About a minute and a half."""
+"""A pretraining run that is killed, resumed, laid out anew and changed, by the runner. About two minutes on 2 free cores."""
 
 import json
 import os
@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.full
+
 TRAINWRIGHT = Path(sys.executable).with_name("trainwright")
 SPEC = """\
 name: small
@@ -20,11 +22,11 @@ model:
   vocab_size: 512
   precision: fp32
 data:
-  sources: [{name: docs, path: 'corpus/*.jsonl'}]
+  sources: [{name: docs, path: 'corpus/*.jsonl', filters: none}]
   tokens: 61440
 training: {global_batch: 8 sequences, learning_rate: 5e-3}
 compute: {device: cpu, nodes: 1, devices_per_node: 2}
-stages: {pretrain: {baseline: bigram}}
+stages: {curate: {near_duplicates: 0}, pretrain: {baseline: bigram}}
 """
 STEPS = 120
 
@@ -119,7 +121,7 @@ def test_a_killed_rank_loses_nothing_that_was_saved(project: Project) -> None:
     for stage in ("ingest", "tokenizer", "tokenize"):
         assert f"{stage}: unchanged" in said
     log = (project.work / "pretrain" / "log" / "rank-0.log").read_text()
-    assert f"resuming after step {saved} of {STEPS}" in log
+    assert f"resuming after step {saved}, from" in log
     rows = project.rows()
     assert [row["step"] for row in rows] == [*range(1, STEPS + 1), STEPS], "each step once, and the test figures"
     assert rows[STEPS - 1]["loss"] < rows[0]["loss"] - 1.0
@@ -155,7 +157,7 @@ def test_another_layout_resumes_the_same_run(project: Project) -> None:
     said = project.call("run", "bundle")
     assert "pretrain: runs again: its program changed" in said
     log = (project.work / "pretrain" / "log" / "rank-0.log").read_text()
-    assert f"resuming after step {STEPS} of {STEPS}" in log
+    assert f"resuming after step {STEPS}, from" in log
     after = project.summary("pretrain")
     assert {key: after[key] for key in before} == pytest.approx(before, rel=1e-4)
 
