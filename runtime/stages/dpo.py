@@ -6,8 +6,8 @@ alone. Leaves what `sft` leaves. Resumes from the newest checkpoint of the same 
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -17,7 +17,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from trainwright.runtime.errors import DataError
 from trainwright.runtime.megatron import loop
 from trainwright.runtime.megatron.losses import preference_loss
 from trainwright.runtime.megatron.model import Embedding
@@ -29,17 +28,16 @@ from trainwright.runtime.stages import preferences, stage_verb
 from trainwright.runtime.stages.chat import DEFAULT_TEMPLATE, ChatTokenizer
 from trainwright.runtime.stages.examples import Examples, PackedStream, save_array, write_examples, write_packs
 from trainwright.runtime.stages.records import load_preferences
-from trainwright.runtime.stages.training import Checkpoint, Work, print_line
+from trainwright.runtime.stages.training import Checkpoint, print_line
 from trainwright.runtime.stages.tuning import (
-    LOOKS,
     Held,
     Training,
     Tuning,
     count_line,
     glance,
+    nothing_left,
     open_tuning,
     split_rule,
-    unused,
 )
 from trainwright.runtime.workspace import open_workspace
 
@@ -106,35 +104,18 @@ def run(
         training=training,
     )
     facts = tuning.prepare(data, (data.path,), partial(_prepare, tuning, data, embedding.sequence_length))
-    length = 2 * embedding.sequence_length  # so that every pair fits
-    stream = PackedStream(
-        Examples(tuning.data / "train"),
-        pack_length=length,
-        epochs=training.epochs,
-        global_batch=training.global_batch,
-        micro_batch=training.micro_batch,
-        pad=facts["pad"],
-        seed=seed,
-    )
+    stream = tuning.stream(facts, 2 * embedding.sequence_length)  # so that every pair fits
     held = _pairs(Examples(tuning.data / "validation"))
-    files = replace(tuning.given, split=tuning.split, chat_template=facts["template"])
-    reference = _reference(tuning, stream.examples)
-    session = tuning.resume(run_id, files, checkpoint)
-    look = partial(_look, tuning, held)
-    before = tuning.before(session, look)
-    work = Work(
-        steps=stream.steps,
-        positions_per_step=training.global_batch * length,
-        batches=partial(_batches, stream, reference),
+    tuning.train(
+        run_id,
+        facts,
+        stream,
+        checkpoint,
+        batches=partial(_batches, stream, _reference(tuning, stream.examples)),
         loss=preference_loss(beta=preference.beta, nll=preference.nll),
-        look=look,
-        look_every=max(1, stream.steps // LOOKS),
+        look=partial(_look, tuning, held),
+        key_figure=_key_figure,
     )
-    saved = session.train(work, training.over(work.steps))
-    after = look()
-    figures = {f"before/{name}": value for name, value in before.items()} | after
-    summary = {"run_id": run_id, "step": work.steps, "counts": facts["counts"], **figures}
-    session.finish({**summary, "key_figure": _key_figure(before, after) + unused(facts["counts"])}, saved)
 
 
 def _prepare(tuning: Tuning, data: Data, limit: int, folder: Path) -> dict[str, Any]:
@@ -155,9 +136,7 @@ def _prepare(tuning: Tuning, data: Data, limit: int, folder: Path) -> dict[str, 
         folder / "validation", chain.from_iterable(read(records.validation, counts=Counter()))
     )
     if not positions:
-        held = len(records.validation) + len(records.test)
-        became = count_line("pairs", {**records.counts, "held out": held, **counts})
-        raise DataError(f"nothing is left for training: {became}; give more, or a longer context")
+        raise nothing_left("pairs", records, counts)
     pairs = [chosen + rejected for chosen, rejected in zip(positions[0::2], positions[1::2], strict=True)]
     packs = pack(pairs, 2 * limit, tuning.seed)
     write_packs(folder / "train", [[place for pair in items for place in (2 * pair, 2 * pair + 1)] for items in packs])
@@ -217,7 +196,7 @@ def _pairs(examples: Examples) -> list[tuple[Tokens, Tokens]]:
     return [(examples[2 * index], examples[2 * index + 1]) for index in glance(len(examples) // 2)]
 
 
-def _key_figure(before: dict[str, float], after: dict[str, float]) -> str:
+def _key_figure(before: Mapping[str, float], after: Mapping[str, float]) -> str:
     if not after:
         return "aligned; nothing held out for validation"
     name = "validation/preference_accuracy"

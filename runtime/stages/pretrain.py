@@ -119,11 +119,11 @@ def run(
         look=lambda: text.validate(opened.model, sequences=validation.sequences, micro_batch=data.micro_batch),
         look_every=validation.every_steps,
     )
-    saved = session.train(work, schedule)
+    trained = session.train(work, schedule)
     figures = _test(session, work.steps, text, data.micro_batch, validation.baseline)
     sample = _sample(session, workspace, text, data, validation, seed)
     facts = {"run_id": run_id, "step": work.steps, "sample": sample, "key_figure": _key_figure(figures)}
-    session.finish({**facts, **figures}, saved)
+    session.finish({**facts, **figures}, trained.checkpoint)
 
 
 def _test(session: Session, steps: int, text: HeldOutText, micro_batch: int, baseline: str) -> dict[str, float]:

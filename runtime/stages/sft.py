@@ -7,13 +7,12 @@ alone and counts its positions from 0. Leaves `work/<stage>/`: `data/` (packed e
 
 import glob
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trainwright.runtime.errors import DataError
 from trainwright.runtime.megatron import loop
 from trainwright.runtime.megatron.losses import token_loss
 from trainwright.runtime.megatron.model import Embedding
@@ -23,19 +22,18 @@ from trainwright.runtime.megatron.parallel import Parallel, data_rank
 from trainwright.runtime.megatron.platform import install
 from trainwright.runtime.stages import stage_verb
 from trainwright.runtime.stages.chat import DEFAULT_TEMPLATE, ChatTokenizer, fit, read_template, show
-from trainwright.runtime.stages.examples import Examples, PackedStream, write_examples, write_packs
+from trainwright.runtime.stages.examples import Examples, write_examples, write_packs
 from trainwright.runtime.stages.records import Conversation, load_conversations
-from trainwright.runtime.stages.training import Checkpoint, Work, print_line
+from trainwright.runtime.stages.training import Checkpoint, print_line
 from trainwright.runtime.stages.tuning import (
-    LOOKS,
     Held,
     Training,
     Tuning,
     count_line,
     glance,
+    nothing_left,
     open_tuning,
     split_rule,
-    unused,
 )
 from trainwright.runtime.workspace import open_workspace
 
@@ -93,34 +91,19 @@ def run(
     facts = tuning.prepare(
         data, (data.path, glob.escape(data.chat_template)), partial(_prepare, tuning, data, embedding.sequence_length)
     )
-    stream = PackedStream(
-        Examples(tuning.data / "train"),
-        pack_length=embedding.sequence_length,
-        epochs=training.epochs,
-        global_batch=training.global_batch,
-        micro_batch=training.micro_batch,
-        pad=facts["pad"],
-        seed=seed,
-    )
-    files = replace(tuning.given, split=tuning.split, chat_template=facts["template"])
-    session = tuning.resume(run_id, files, checkpoint)
+    stream = tuning.stream(facts, embedding.sequence_length)
     held = Examples(tuning.data / "validation")
-    look = partial(_look, tuning, [held[index] for index in glance(len(held))])
-    before = tuning.before(session, look)
     rank, size = data_rank()
-    work = Work(
-        steps=stream.steps,
-        positions_per_step=training.global_batch * embedding.sequence_length,
+    tuning.train(
+        run_id,
+        facts,
+        stream,
+        checkpoint,
         batches=lambda step: stream.batches(step, rank, size),
         loss=token_loss,
-        look=look,
-        look_every=max(1, stream.steps // LOOKS),
+        look=partial(_look, tuning, [held[index] for index in glance(len(held))]),
+        key_figure=_key_figure,
     )
-    saved = session.train(work, training.over(work.steps))
-    after = look()
-    figures = {f"before/{name}": value for name, value in before.items()} | after
-    summary = {"run_id": run_id, "step": work.steps, "counts": facts["counts"], **figures}
-    session.finish({**summary, "key_figure": _key_figure(before, after) + unused(facts["counts"])}, saved)
 
 
 def _prepare(tuning: Tuning, data: Data, limit: int, folder: Path) -> dict[str, Any]:
@@ -140,9 +123,7 @@ def _prepare(tuning: Tuning, data: Data, limit: int, folder: Path) -> dict[str, 
     positions, targets = write_examples(folder / "train", read(records.train, counts=counts))
     validation, _ = write_examples(folder / "validation", read(records.validation, counts=Counter()))
     if not positions:
-        held = len(records.validation) + len(records.test)
-        became = count_line("conversations", {**records.counts, "held out": held, **counts})
-        raise DataError(f"nothing is left for training: {became}; give more, or a longer context")
+        raise nothing_left("conversations", records, counts)
     packs = pack(positions, limit, tuning.seed)
     write_packs(folder / "train", packs)
     tokens = sum(positions)
@@ -172,7 +153,7 @@ def _look(tuning: Tuning, held: Sequence[Tokens]) -> dict[str, float]:
     return {"validation/loss": -sum(score.log_probability for score in scores) / tokens} if tokens else {}
 
 
-def _key_figure(before: dict[str, float], after: dict[str, float]) -> str:
+def _key_figure(before: Mapping[str, float], after: Mapping[str, float]) -> str:
     if not after:
         return "tuned; nothing held out for validation"
     return (

@@ -81,6 +81,14 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Trained:
+    """What is there when the steps are done."""
+
+    checkpoint: Path  # of the last one
+    figures: Mapping[str, float]  # of the last look; empty where an earlier attempt took it
+
+
+@dataclass(frozen=True)
 class Session:
     """A stage that is about to train, or to go on training."""
 
@@ -100,12 +108,13 @@ class Session:
         if self.metrics:
             self.metrics.write(row)
 
-    def train(self, work: Work, schedule: Schedule) -> Path:
-        """Every step that is not done yet. Returns the checkpoint of the last one. Raises Diverged."""
+    def train(self, work: Work, schedule: Schedule) -> Trained:
+        """Every step that is not done yet. Raises Diverged."""
         model, optimizer = self.opened.model, self.opened.literals.optimizer
         rate = LearningRate(schedule, model.optimizer, optimizer, finished_steps=self.finished)
         progress = Progress(self.folder, work.steps, "steps")
         saved = self.found.path if self.found else None
+        figures: dict[str, float] = {}
         for step in range(self.finished + 1, work.steps + 1):
             learning_rate, started = rate.advance(), time.monotonic()
             result = loop.train_step(model, work.batches(step - 1), work.loss)
@@ -124,7 +133,7 @@ class Session:
                 progress.update(step)
         if saved is None:
             raise Unsupported(f"the schedule has {work.steps} steps: nothing to train")
-        return saved
+        return Trained(saved, figures)
 
     def _row(self, work: Work, step: int, result: loop.Step, learning_rate: float, step_s: float) -> dict[str, float]:
         return {

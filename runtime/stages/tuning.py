@@ -11,14 +11,17 @@ from typing import Any
 
 import torch.distributed as dist
 
-from trainwright.runtime.errors import Unsupported
+from trainwright.runtime.errors import DataError, Unsupported
 from trainwright.runtime.megatron.checkpoint import IDENTITY, Identity, ModelFiles, files_of, find_model, load_weights
+from trainwright.runtime.megatron.loop import Batch
+from trainwright.runtime.megatron.losses import Loss
 from trainwright.runtime.megatron.model import Embedding
 from trainwright.runtime.megatron.parallel import Parallel
 from trainwright.runtime.megatron.schedule import Schedule
-from trainwright.runtime.stages.examples import content_id, prepare
+from trainwright.runtime.stages.examples import Examples, PackedStream, content_id, prepare
+from trainwright.runtime.stages.records import Records
 from trainwright.runtime.stages.split import SPLIT_FILE, SplitRule
-from trainwright.runtime.stages.training import Checkpoint, Opened, Session, open_model, resume
+from trainwright.runtime.stages.training import Checkpoint, Opened, Session, Work, open_model, resume
 from trainwright.runtime.workspace import StageFolder, Workspace, write_json
 
 MOST_LOOKED_AT = 1000  # held-out examples, each time: a glance, the evaluation stage measures all
@@ -106,6 +109,50 @@ class Tuning:
             self.opened.log(f"starts from {self.begin.parent.parent.name}/{self.begin.parent.name}/{self.begin.name}")
         return session
 
+    def stream(self, facts: Mapping[str, Any], pack_length: int) -> PackedStream:
+        """The prepared training examples, in rows of `pack_length` tokens."""
+        return PackedStream(
+            Examples(self.data / "train"),
+            pack_length=pack_length,
+            epochs=self.training.epochs,
+            global_batch=self.training.global_batch,
+            micro_batch=self.training.micro_batch,
+            pad=facts["pad"],
+            seed=self.seed,
+        )
+
+    def train(
+        self,
+        run_id: str,
+        facts: Mapping[str, Any],
+        stream: PackedStream,
+        checkpoint: Checkpoint,
+        *,
+        batches: Callable[[int], Sequence[Batch]],
+        loss: Loss,
+        look: Callable[[], dict[str, float]],
+        key_figure: Callable[[Mapping[str, float], Mapping[str, float]], str],
+    ) -> None:
+        """From the initial model, or where an earlier attempt stopped, to the stage's summary. `key_figure` words what `look`
+        gave (before, after) the training."""
+        files = dataclasses.replace(self.given, split=self.split, chat_template=facts["template"])
+        session = self.resume(run_id, files, checkpoint)
+        before = self.before(session, look)
+        work = Work(
+            steps=stream.steps,
+            positions_per_step=self.training.global_batch * stream.pack_length,
+            batches=batches,
+            loss=loss,
+            look=look,
+            look_every=max(1, stream.steps // LOOKS),
+        )
+        trained = session.train(work, self.training.over(work.steps))
+        after = trained.figures or look()
+        figures = {f"before/{name}": value for name, value in before.items()} | dict(after)
+        words = key_figure(before, after) + _unused(facts["counts"])
+        summary = {"run_id": run_id, "step": work.steps, "counts": facts["counts"], **figures, "key_figure": words}
+        session.finish(summary, trained.checkpoint)
+
     def before(self, session: Session, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
         """What `measure` says of the initial model, measured once: by a resumed run it is read."""
         path = self.data / "before.json"
@@ -182,7 +229,14 @@ def count_line(name: str, counts: dict[str, Any]) -> str:
     return f"{name}: {listed}"
 
 
-def unused(counts: Mapping[str, int]) -> str:
+def nothing_left(name: str, records: Records[Any], counts: Mapping[str, int]) -> DataError:
+    """The error of a stage whose records leave nothing to train on: where they went."""
+    held = len(records.validation) + len(records.test)
+    became = count_line(name, {**records.counts, "held out": held, **counts})
+    return DataError(f"nothing is left for training: {became}; give more, or a longer context")
+
+
+def _unused(counts: Mapping[str, int]) -> str:
     """How many records were of no use, for a stage's key figure; "" where all were."""
     number = sum(count for name, count in counts.items() if name.startswith(("set aside", "dropped")))
     return f"; {number:,} of {counts['in']:,} records left out" if number else ""
