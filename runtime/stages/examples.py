@@ -12,7 +12,7 @@ import shutil
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -139,17 +139,8 @@ class PackedStream:
         """The packs of a step (from 0); -1 fills up the last."""
         count = self.examples.num_packs
         numbers = range(step * self.global_batch, (step + 1) * self.global_batch)
-        orders: dict[int, Any] = {}
-        chosen = []
-        for number in numbers:
-            epoch, place = divmod(number, count)
-            if epoch >= self.epochs:
-                chosen.append(-1)
-                continue
-            if epoch not in orders:
-                orders[epoch] = np.random.default_rng([self.seed, epoch]).permutation(count)
-            chosen.append(int(orders[epoch][place]))
-        return chosen
+        places = (divmod(number, count) for number in numbers)
+        return [int(_order(self.seed, epoch, count)[place]) if epoch < self.epochs else -1 for epoch, place in places]
 
     def items(self, step: int, rank: int, size: int) -> list[list[int]]:
         """The sequences of each micro-batch of data-parallel rank `rank` of `size`.
@@ -172,6 +163,11 @@ class PackedStream:
     def batches(self, step: int, rank: int, size: int) -> list[dict[str, Any]]:
         """This rank's micro-batches of a step."""
         return [self.row(items) for items in self.items(step, rank, size)]
+
+
+@lru_cache(maxsize=2)  # of the epoch, and of the next one where a step holds packs of both
+def _order(seed: int, epoch: int, count: int) -> Any:
+    return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 def _facts(folder: Path, wanted: str) -> dict[str, Any] | None:
