@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+END_BYTES = 65536  # of each end of a file that is too large to be hashed whole
 TAIL_BYTES = 65536  # of a file's end; many times the longest row or traceback line
 
 
@@ -82,3 +83,15 @@ def format_duration(seconds: float) -> str:
         if whole >= unit_s:
             return f"{whole // unit_s} {unit} {whole % unit_s // part_s} {part}"
     return f"{whole // 60} min {whole % 60} s"
+
+
+def ends_of_files(folder: Path) -> Iterator[bytes]:
+    """What tells one folder of large files from another, to be hashed: of every file, in the order of their names, name and
+    size, and the first and last 64 KiB. Raises OSError."""
+    for path in sorted(found for found in folder.rglob("*") if found.is_file()):
+        size = path.stat().st_size
+        yield f"{path.relative_to(folder).as_posix()} {size}\n".encode()
+        with path.open("rb") as file:
+            yield file.read(END_BYTES)
+            file.seek(max(0, size - END_BYTES))
+            yield file.read(END_BYTES)

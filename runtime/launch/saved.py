@@ -4,9 +4,8 @@ import hashlib
 from pathlib import Path
 
 from trainwright.runtime.errors import CheckpointError, DataError
+from trainwright.runtime.reading import ends_of_files
 from trainwright.runtime.step_folders import find_step
-
-PART_BYTES = 65536  # of a file's beginning and of its end
 
 
 def model_id(path: Path) -> str:
@@ -19,14 +18,8 @@ def model_id(path: Path) -> str:
     """
     digest = hashlib.sha256()
     try:
-        step = find_step(path)
-        for file in sorted(found for found in step.rglob("*") if found.is_file()):
-            size = file.stat().st_size
-            digest.update(f"{file.relative_to(step).as_posix()} {size}\n".encode())
-            with file.open("rb") as content:
-                digest.update(content.read(PART_BYTES))
-                content.seek(max(PART_BYTES, size - PART_BYTES))
-                digest.update(content.read(PART_BYTES))
+        for part in ends_of_files(find_step(path)):
+            digest.update(part)
     except CheckpointError as error:
         raise DataError(f"{error}; where data are meant, name the files: {path / '*.jsonl'}") from None
     except OSError as error:

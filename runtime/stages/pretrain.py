@@ -20,6 +20,7 @@ from trainwright.runtime.megatron.model import Embedding, Model
 from trainwright.runtime.megatron.parallel import Parallel, data_rank
 from trainwright.runtime.megatron.platform import install
 from trainwright.runtime.megatron.schedule import Schedule
+from trainwright.runtime.reading import ends_of_files
 from trainwright.runtime.stages import stage_verb
 from trainwright.runtime.stages.corpus import read_summary
 from trainwright.runtime.stages.heldout import HeldOutText
@@ -186,14 +187,8 @@ def _identify_inputs(workspace: Workspace, data: Data) -> str:
     digest = hashlib.sha256()
     if dist.get_rank() == 0:  # the one that compares
         for stage in (data.inputs, data.tokenizer):
-            output = workspace.stage(stage).output
-            for path in sorted(path for path in output.rglob("*") if path.is_file()):
-                size = path.stat().st_size
-                digest.update(f"{path.relative_to(output)} {size}\n".encode())
-                with path.open("rb") as file:
-                    digest.update(file.read(65536))
-                    file.seek(max(0, size - 65536))
-                    digest.update(file.read())
+            for part in ends_of_files(workspace.stage(stage).output):
+                digest.update(part)
     return digest.hexdigest()[:16]
 
 
