@@ -3,6 +3,7 @@
 Fields that contradict each other are refused here, all of them in one message.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePath
@@ -49,6 +50,7 @@ class ResolvedData:
     sources: tuple[Source, ...]  # weights sum to 1, or are all 0.0
     mixture: str  # "weighted" | "by_tokens"
     tokens: Range
+    unique_tokens: float  # that the sources hold; infinite: no limit is stated
     validation_fraction: Range
     test_fraction: Range
 
@@ -81,6 +83,19 @@ class ResolvedCompute:
 
 
 @dataclass(frozen=True)
+class ResolvedObjective:
+    target_loss: float  # nats a token of the law; 0.0: not stated
+    deadline_s: float  # on all devices; infinite: not stated
+
+
+@dataclass(frozen=True)
+class ResolvedScaling:
+    law: str  # a name or a file; "": the default
+    inference_tokens: float  # 0.0: not stated
+    serving_memory_bytes: float  # infinite: not stated
+
+
+@dataclass(frozen=True)
 class ResolvedLayout:
     """Candidates of each degree by itself; which tuples are legal is for `check.py` to say."""
 
@@ -101,6 +116,8 @@ class ResolvedSpec:
     data: ResolvedData
     training: ResolvedTraining
     compute: ResolvedCompute
+    objective: ResolvedObjective
+    scaling: ResolvedScaling
     layout: ResolvedLayout
     stages: ResolvedStages
     pins: Mapping[str, str]  # spec path -> "tiny.yaml:12" or "--set path=value": what the user wrote and where
@@ -136,6 +153,17 @@ def resolve_spec(loaded: LoadedSpec) -> ResolvedSpec:
             devices=devices,
             budget=spec.compute.budget or Quantity("none", 0.0),
             price_usd_per_device_hour=price.amount if price is not None else 0.0,
+        ),
+        objective=ResolvedObjective(
+            target_loss=spec.objective.target_loss or 0.0,
+            deadline_s=spec.objective.deadline.amount if spec.objective.deadline is not None else math.inf,
+        ),
+        scaling=ResolvedScaling(
+            law=spec.scaling.law or "",
+            inference_tokens=spec.scaling.inference_tokens.amount if spec.scaling.inference_tokens is not None else 0.0,
+            serving_memory_bytes=(
+                spec.scaling.serving_memory.amount if spec.scaling.serving_memory is not None else math.inf
+            ),
         ),
         layout=ResolvedLayout(
             # Beyond a node's fast links tensor parallelism is slower than any other layout.
@@ -229,6 +257,7 @@ def _data(data: DataSpec) -> ResolvedData:
         sources=sources,
         mixture="weighted" if total else "by_tokens",
         tokens=open_range(data.tokens, "tokens"),
+        unique_tokens=data.unique_tokens.amount if data.unique_tokens is not None else math.inf,
         validation_fraction=open_range(data.validation, "held_out"),
         test_fraction=open_range(data.test, "held_out"),
     )

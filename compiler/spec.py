@@ -10,10 +10,13 @@ from pydantic import BeforeValidator, Field
 from trainwright.compiler.spec_fields import (
     Batch,
     Budget,
+    Deadline,
     HeldOut,
+    Memory,
     Name,
     Price,
     Section,
+    ServedTokens,
     Size,
     StageName,
     Tokens,
@@ -100,6 +103,11 @@ class DataSpec(Section):
     tokens: Tokens | None = Field(
         default=None, description="tokens to train on (count), such as 1.4T; absent: chosen from the size or the budget"
     )
+    unique_tokens: Tokens | None = Field(
+        default=None,
+        description="tokens that the sources hold (count); a run on more sees them again, and each pass teaches less; absent: no"
+        " limit",
+    )
     validation: HeldOut | None = Field(
         default=None,
         description="part held out for validation (fraction of each source's bytes, in whole groups of documents)",
@@ -152,6 +160,41 @@ class ClusterSpec(Section):
     price: Price | None = Field(default=None, description='"$2.10/device-hour"; absent: no cost is shown')
 
 
+class ObjectiveSpec(Section):
+    """What the run is to reach."""
+
+    target_loss: float | None = Field(
+        default=None,
+        gt=0,
+        le=20,
+        description="loss to reach at the least cost (nats a token, in the unit of scaling.law); no loss of another corpus or"
+        " vocabulary compares",
+    )
+    deadline: Deadline | None = Field(
+        default=None, description='time that the pretraining may take on all devices, such as "21 days"'
+    )
+
+
+class ScalingSpec(Section):
+    """By which laws sizes are chosen."""
+
+    law: str | None = Field(
+        default=None,
+        min_length=1,
+        description="a known scaling law, or a law file that `trainwright fit` wrote (ends in .yaml; relative to the spec's folder);"
+        " absent: epoch2024; with data.unique_tokens muennighoff2023, of a mixture of experts ludziejewski2025",
+    )
+    inference_tokens: ServedTokens | None = Field(
+        default=None,
+        description="tokens that the model will read and write in its life (count); a budget then pays for them too, at 2 FLOPs a"
+        " parameter and token",
+    )
+    serving_memory: Memory | None = Field(
+        default=None,
+        description="memory that the weights of a mixture of experts may take where it is served (bytes, bf16); absent: no limit",
+    )
+
+
 class LayoutSpec(Section):
     """Pins on how the model is laid out on the devices; what is absent is searched."""
 
@@ -184,6 +227,12 @@ class Spec(Section):
     compute: ComputeSpec = Field(description="what it is trained with")
     cluster: Annotated[ClusterSpec, BeforeValidator(section_or_empty)] = Field(
         default=ClusterSpec(), description="what is particular to the cluster"
+    )
+    objective: Annotated[ObjectiveSpec, BeforeValidator(section_or_empty)] = Field(
+        default=ObjectiveSpec(), description="what the run is to reach"
+    )
+    scaling: Annotated[ScalingSpec, BeforeValidator(section_or_empty)] = Field(
+        default=ScalingSpec(), description="by which laws sizes are chosen"
     )
     layout: Annotated[LayoutSpec, BeforeValidator(section_or_empty)] = Field(
         default=LayoutSpec(), description="pins on the layout"

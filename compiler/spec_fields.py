@@ -57,6 +57,9 @@ WarmupShare = Annotated[Quantity, _Measure(("fraction",), bare="fraction", high=
 Metric = Annotated[str, StringConstraints(pattern=r"^[a-z_]+(/[A-Za-z0-9._-]+){0,2}$")]
 HeldOut = Annotated[Quantity, _Measure(("fraction",), bare="fraction", low=0.001, high=0.4)]
 Budget = Annotated[Quantity, _Measure(BUDGET_KINDS, low=1e-3)]
+Deadline = Annotated[Quantity, _Measure(("time",), low=1)]
+ServedTokens = Annotated[Quantity, _Measure(("tokens",), bare="tokens", low=1, high=1e20)]
+Memory = Annotated[Quantity, _Measure(("bytes",), low=1e6, high=1e16)]
 Price = Annotated[Quantity, _Measure(("price",), low=1e-4, high=1e5)]
 
 
