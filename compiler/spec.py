@@ -181,7 +181,7 @@ class ScalingSpec(Section):
     law: str | None = Field(
         default=None,
         min_length=1,
-        description="a known scaling law, or a law file that `trainwright fit` wrote (ends in .yaml; relative to the spec's folder);"
+        description="a known scaling law, or a law file of `trainwright fit` (ends in .yaml; relative to the spec's folder);"
         " absent: epoch2024; with data.unique_tokens muennighoff2023, of a mixture of experts ludziejewski2025",
     )
     inference_tokens: ServedTokens | None = Field(
