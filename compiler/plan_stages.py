@@ -16,11 +16,28 @@ class StagePlan:
 
 
 @dataclass(frozen=True)
-class TuningSchedule:
-    """How long and at which rates a model is tuned. The other settings of the optimizer are those of `training`."""
+class Volume:
+    """How much a tuning stage has to do: assumed where the spec does not state it, for no data is opened while a plan is made.
 
-    epochs: int
-    global_batch: int  # rows a step
+    It prices a stage and changes nothing of what the stage does, so it does not count in the stage's `run_id`.
+    """
+
+    examples: int  # conversations, pairs, or prompts an epoch
+    prompt_tokens: int  # mean, of an example: of all turns that are not learned
+    answer_tokens: int  # mean, of one answer: reward, dpo: of each of the two; ppo, grpo: of a generated one
+    samples: int  # answers generated for a prompt each time that it is visited; 0: none is generated
+
+
+@dataclass(frozen=True)
+class TuningSchedule:
+    """How long and at which rates a model is tuned. The other settings of the optimizer are those of `training`.
+
+    A row is what a stage's kind says; of ppo and grpo it is an episode: a prompt and one generated answer, at most
+    `training.context_length` tokens.
+    """
+
+    epochs: int  # over the examples (of ppo and grpo: the prompts)
+    global_batch: int  # rows a step; ppo, grpo: episodes generated before the policy is updated on them
     micro_batch: int  # rows
     learning_rate: float  # peak
     min_learning_rate: float
@@ -55,6 +72,53 @@ class Dpo:
     beta: float  # 1 / nats
     nll: float  # weight of the chosen answer's negative log-likelihood; 0.0: none
     training: TuningSchedule
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A stage of kind reward: a model with a scalar head, tuned on pairs. Rows are those of dpo. It is no language model."""
+
+    stage: str
+    run_id: str
+    path: str  # "" with a connector
+    connector: str  # "" with a path
+    too_long: str  # "truncate" | "drop"
+    training: TuningSchedule
+    volume: Volume
+
+
+@dataclass(frozen=True)
+class Reinforced:
+    """What ppo and grpo have in common. global_batch = prompts x samples; each batch of episodes is passed `inner_epochs` times,
+    in minibatches."""
+
+    stage: str
+    run_id: str
+    path: str  # of the prompts
+    reward: str  # who scores an answer: a stage of kind reward, the path of such a checkpoint, or "verifier" (checkable answers)
+    prompts: int  # a step
+    minibatch: int  # episodes an update
+    inner_epochs: int
+    max_answer_tokens: int  # where generation stops
+    temperature: float  # of the sampling
+    kl: float  # weight of the divergence from the initial model (1 / nats); 0.0: that model is not needed
+    clip: float  # largest change of a probability ratio in one update
+    training: TuningSchedule
+    volume: Volume
+
+
+@dataclass(frozen=True)
+class Ppo(Reinforced):
+    """A stage of kind ppo: a second network, of the policy's shape with a scalar head, estimates the value of each token."""
+
+    value_model: bool  # true
+
+
+@dataclass(frozen=True)
+class Grpo(Reinforced):
+    """A stage of kind grpo: the mean of a prompt's samples stands for the value, so there is no network for it."""
+
+    value_model: bool  # false
 
 
 @dataclass(frozen=True)
