@@ -22,10 +22,16 @@ def _model_contradictions(spec: Spec) -> list[tuple[str, str]]:
         found.append(
             ("model.shape.num_query_groups", _uneven_groups(shape.num_attention_heads, shape.num_query_groups))
         )
-    if shape is None and spec.model.size is None and spec.data.tokens is None and budget is None:
-        found.append(
-            ("model", "nothing says how much to train; give model.size, model.shape, data.tokens or compute.budget")
+    objective = spec.objective
+    says = (shape, spec.model.size, spec.data.tokens, budget, objective.target_loss, objective.deadline)
+    if all(pin is None for pin in says):
+        text = (
+            "nothing says how much to train; give model.size, model.shape, data.tokens, compute.budget or an objective"
         )
+        found.append(("model", text))
+    if objective.target_loss and spec.data.tokens and (shape or spec.model.size):
+        text = "size and tokens are both stated, and the loss follows from them; leave one of the three out"
+        found.append(("objective.target_loss", text))
     if budget is not None and budget.kind == "money" and spec.cluster.price is None:
         found.append(
             ("compute.budget", 'a budget in money needs a price; add cluster.price, such as "$2.10/device-hour"')

@@ -12,13 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from trainwright.compiler.errors import UsageError
-from trainwright.compiler.plan import Plan, decided_leaves, leaves
+from trainwright.compiler.plan import Interval, Plan, decided_leaves, leaves
 from trainwright.compiler.plan_stages import Dpo, Sft
 from trainwright.compiler.units import format_quantity
 
 _FILE_WIDTH = 100_000  # columns: in a file nothing is wrapped or cut
 # Lines of the summary that a plan without a pretrain stage does not have.
-_PRETRAINING = ("data", "training", "learning rate", "loss", "in all")
+_PRETRAINING = ("data", "training", "learning rate", "sized", "loss", "epochs", "rounds", "in all")
 
 
 def show(renderable: RenderableType, out: TextIO) -> None:
@@ -143,9 +143,41 @@ def _trained(plan: Plan) -> dict[str, str]:
         "learning rate": f"{training.learning_rate:g}, {training.schedule} to {training.min_learning_rate:g},"
         f" warm-up {_number(training.warmup_steps, 'step')}",
     }
+    if sized := _bands(plan):
+        lines["sized"] = sized
     if estimates.predicted_loss:
-        lines["loss"] = f"{estimates.predicted_loss:.3f} nats a token, predicted by {estimates.law}"
+        band = f" ({_between(estimates.loss_80, '.3f')}, 80 %)" if estimates.loss_80.high else ""
+        lines["loss"] = f"{estimates.predicted_loss:.3f}{band} nats a token, predicted by {estimates.law}"
+    if estimates.epochs:
+        lines["epochs"] = f"{estimates.epochs:.3g} of {format_quantity('tokens', estimates.unique_tokens)}"
+    if len(estimates.rounds) > 1:
+        lines["rounds"] = _rounds(plan)
     return lines
+
+
+def _bands(plan: Plan) -> str:
+    """What size and tokens the law's data leave open."""
+    estimates = plan.estimates
+    bands = [
+        f"{format_quantity(kind, band.low)} to {format_quantity(kind, band.high)}"
+        for kind, band in (("parameters", estimates.parameters_80), ("tokens", estimates.tokens_80))
+        if band.high
+    ]
+    return f"{estimates.law}: {' and '.join(bands)} in 80 % of refits to resampled runs" if bands else ""
+
+
+def _between(band: Interval, digits: str) -> str:
+    return f"{band.low:{digits}} to {band.high:{digits}}"
+
+
+def _rounds(plan: Plan) -> str:
+    """The loop between limits and layout: what each round counted on, and what its layout reaches."""
+    devices = plan.cluster.nodes * plan.cluster.devices_per_node
+    first, last = plan.estimates.rounds[0], plan.estimates.rounds[-1]
+    return (
+        f"{len(plan.estimates.rounds)} between limit and layout: {first.flops_per_s / devices:.3g} model FLOP/s a device assumed,"
+        f" {last.reached_flops_per_s / devices:.3g} reached in the end"
+    )
 
 
 def _laid_out(plan: Plan) -> dict[str, str]:

@@ -201,6 +201,25 @@ class MemoryEstimate:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """low to high; 0.0 to 0.0: not known, or nothing to know."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Round:
+    """One pass of the loop between limits and layout."""
+
+    flops_per_s: float  # model FLOPs on all devices that this round was told to count on
+    parameters: int
+    tokens: int
+    step_s: float
+    reached_flops_per_s: float  # that the layout it chose reaches: what the next round counts on
+
+
+@dataclass(frozen=True)
 class Estimates:
     parameters: int
     active_parameters: int
@@ -208,6 +227,15 @@ class Estimates:
     executed_flops_per_step: float  # what runs: recompute, padded vocabulary, causal attention halved
     predicted_loss: float  # nats a token in the law's own units; 0.0 where it would exceed a uniform guess
     law: str
+    parameters_80: (
+        Interval  # 80 % bands by the bootstrap of the law's data: what the same question could have been answered
+    )
+    tokens_80: Interval
+    loss_80: Interval  # of this model
+    unique_tokens: float  # that the sources hold, as stated; 0.0: not stated
+    epochs: float  # training tokens / unique_tokens; 0.0: not known
+    inference_flops: float  # of scaling.inference_tokens
+    rounds: tuple[Round, ...]
     step_s: float
     step_s_low: float
     step_s_high: float

@@ -46,6 +46,7 @@ OPEN = {
     "size": Range(1e4, 1e14),
     "context_length": Range(16, 1e7),
     "vocab_size": Range(261, 2e6),
+    "num_experts": Range(2, 1024),
     "tokens": Range(1e3, 1e16),
     "held_out": Range(0.001, 0.4),
     "batch": Range(1, 1e10),

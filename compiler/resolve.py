@@ -6,14 +6,16 @@ Fields that contradict each other are refused here, all of them in one message.
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from trainwright.compiler.contradictions import find_contradictions
 from trainwright.compiler.document import Document
-from trainwright.compiler.errors import SpecError, UnknownNameError
+from trainwright.compiler.errors import CompileError, SpecError, UnknownNameError
 from trainwright.compiler.estimate.params import count_parameters
 from trainwright.compiler.facts import Device, Family, find_device, find_family
+from trainwright.compiler.laws.find import find_law, load_law_file
+from trainwright.compiler.laws.law import Law
 from trainwright.compiler.load import LoadedSpec
 from trainwright.compiler.plan import Source
 from trainwright.compiler.ranges import Choice, Range, list_divisors, open_choice, open_range
@@ -42,6 +44,7 @@ class ResolvedModel:
     context_length: Range  # tokens
     precision: Choice[str]
     vocab_size: Range
+    num_experts: Range  # pinned of a dense family: 0
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class ResolvedObjective:
 
 @dataclass(frozen=True)
 class ResolvedScaling:
-    law: str  # a name or a file; "": the default
+    law: Law
     inference_tokens: float  # 0.0: not stated
     serving_memory_bytes: float  # infinite: not stated
 
@@ -123,6 +126,8 @@ class ResolvedSpec:
     pins: Mapping[str, str]  # spec path -> "tiny.yaml:12" or "--set path=value": what the user wrote and where
 
 
+# By default: the refit of Chinchilla's data; laws that know repeated tokens, and experts.
+LAW, REPEATED_LAW, MIXTURE_LAW = "epoch2024", "muennighoff2023", "ludziejewski2025"
 _RECOMPUTE = ("none", "selective", "full")
 _MOST_PIPELINE_STAGES = 1024
 _LARGEST_MICRO_BATCH = 64  # sequences: beyond it a device is busy already, and activations only grow
@@ -135,6 +140,9 @@ def resolve_spec(loaded: LoadedSpec) -> ResolvedSpec:
     if problems:
         raise SpecError("\n".join(problems))
     family, device = _facts(spec, document)
+    if spec.model.num_experts and not family.rules.num_experts:
+        where = f"{document.place('model.num_experts')}: model.num_experts"
+        raise SpecError(f"{where}: {family.name} is dense; remove it, or take a mixture of experts, such as mixtral")
     devices = spec.compute.nodes * spec.compute.devices_per_node
     cuda = device.kind == "cuda"
     layer_spec = spec.layout.layer_spec or ("transformer_engine" if cuda else "local")
@@ -159,7 +167,7 @@ def resolve_spec(loaded: LoadedSpec) -> ResolvedSpec:
             deadline_s=spec.objective.deadline.amount if spec.objective.deadline is not None else math.inf,
         ),
         scaling=ResolvedScaling(
-            law=spec.scaling.law or "",
+            law=_law(spec, family, document),
             inference_tokens=spec.scaling.inference_tokens.amount if spec.scaling.inference_tokens is not None else 0.0,
             serving_memory_bytes=(
                 spec.scaling.serving_memory.amount if spec.scaling.serving_memory is not None else math.inf
@@ -194,6 +202,19 @@ def _facts(spec: Spec, document: Document) -> tuple[Family, Device]:
     if problems:
         raise UnknownNameError("\n".join(problems))
     return find_family(spec.model.family), find_device(spec.compute.device)
+
+
+def _law(spec: Spec, family: Family, document: Document) -> Law:
+    """The law that is named, or the one that knows what the spec states. Raises UnknownNameError, SpecError (a law file)."""
+    named = spec.scaling.law
+    if named is None:
+        return find_law(MIXTURE_LAW if family.rules.num_experts else REPEATED_LAW if spec.data.unique_tokens else LAW)
+    try:
+        if named.endswith((".yaml", ".yml")):
+            return load_law_file(Path(document.file).parent / named)
+        return find_law(named)
+    except CompileError as error:
+        raise type(error)(f"{document.place('scaling.law')}: scaling.law: {error}") from error
 
 
 def _size(model: ModelSpec, family: Family, document: Document) -> Range:
@@ -237,6 +258,7 @@ def _model(model: ModelSpec, family: Family, size: Range, cuda: bool) -> Resolve
         # Without CUDA, bf16 saves no time, and fp32 is exact to compare.
         precision=open_choice(model.precision, ("bf16", "fp32") if cuda else ("fp32",)),
         vocab_size=open_range(model.vocab_size, "vocab_size"),
+        num_experts=open_range(model.num_experts if family.rules.num_experts else 0, "num_experts"),
     )
 
 

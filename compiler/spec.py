@@ -62,6 +62,13 @@ class ModelSpec(Section):
     vocab_size: int | None = Field(
         default=None, ge=261, le=2_000_000, description="entries of the tokenizer (count), before padding"
     )
+    num_experts: int | None = Field(
+        default=None,
+        ge=2,
+        le=1024,
+        description="experts a layer of a mixture of experts (count); absent: the family's, or with scaling.serving_memory those"
+        " that the law finds best in it",
+    )
 
 
 class SourceSpec(Section):

@@ -8,8 +8,7 @@ from trainwright.compiler.choose.ledger import Ledger, Section
 from trainwright.compiler.choose.stages import choose_stages
 from trainwright.compiler.choose.training import choose_validation
 from trainwright.compiler.choose.tuning import Pretrained, choose_tunings
-from trainwright.compiler.facts import LossLaw
-from trainwright.compiler.plan import SCHEMA_VERSION, Cluster, Curation, Data, Plan, Source, trained_identity
+from trainwright.compiler.plan import SCHEMA_VERSION, Cluster, Curation, Data, Plan, Round, Source, trained_identity
 from trainwright.compiler.resolve import ResolvedSpec
 
 # Held out of each source's bytes: 12 % for the final test and 4 % for validation leave 84 % for training (custom, no law).
@@ -18,7 +17,7 @@ NEAR_DUPLICATES, PERMUTATIONS, SHINGLE_WORDS = 0.8, 128, 5
 SCRUBBED = ("email", "ip", "card", "iban")
 
 
-def assemble_plan(spec: ResolvedSpec, law: LossLaw, chosen: Candidate) -> Plan:
+def assemble_plan(spec: ResolvedSpec, chosen: Candidate, rounds: tuple[Round, ...]) -> Plan:
     """The plan of the candidate that the loop settled on."""
     ledger, compute = chosen.ledger, spec.compute
     stages = choose_stages(spec, ledger)
@@ -66,7 +65,7 @@ def assemble_plan(spec: ResolvedSpec, law: LossLaw, chosen: Candidate) -> Plan:
         layout=layout,
         kernels=kernels,
         cluster=cluster,
-        estimates=make_estimates(chosen.workload, chosen.layouts.ranked, chosen.training, law, price, chosen.warnings),
+        estimates=make_estimates(spec, chosen, rounds),
         reasons=ledger.reasons,
     )
 

@@ -1,46 +1,44 @@
 """What a chosen plan will do: the estimates that stand in plan.json and in the programs' docstrings."""
 
 import math
-from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from trainwright.compiler.choose.budget import predict_loss
+from trainwright.compiler.choose.bands import NONE, band_of_answer, band_of_loss
+from trainwright.compiler.choose.candidate import Candidate
 from trainwright.compiler.estimate.cost import estimate_cost, estimate_mfu
 from trainwright.compiler.estimate.flops import executed_flops_per_token, model_flops_per_token
-from trainwright.compiler.estimate.layouts import Layouts, Workload
 from trainwright.compiler.estimate.memory import estimate_memory
-from trainwright.compiler.estimate.params import count_active_parameters, count_parameters
+from trainwright.compiler.estimate.params import count_active_parameters, count_as, count_parameters
 from trainwright.compiler.estimate.step_time import estimate_step_time
-from trainwright.compiler.facts import LossLaw
-from trainwright.compiler.plan import Alternative, Estimates, Training, round_leaf
+from trainwright.compiler.plan import Alternative, Estimates, Round, round_leaf
+from trainwright.compiler.resolve import ResolvedSpec
 
 
-def make_estimates(
-    workload: Workload,
-    ranked: Layouts,
-    training: Training,
-    law: LossLaw,
-    price_usd_per_device_hour: float,
-    warnings: Sequence[str],
-) -> Estimates:
-    """Estimates of the first row of `ranked` (best first); the rows after it are the alternatives."""
+def make_estimates(spec: ResolvedSpec, chosen: Candidate, rounds: tuple[Round, ...]) -> Estimates:
+    """Estimates of the best layout of the candidate; the layouts after it are the alternatives."""
+    workload, ranked, training = chosen.workload, chosen.layouts.ranked, chosen.training
     shape, context = workload.shape, workload.context_length
     time = estimate_step_time(workload, ranked)
     memory = estimate_memory(workload, ranked)
     step_s, tokens = float(time.total[0]), training.tokens_per_step
     parameters = count_parameters(shape, context)
     model_flops = model_flops_per_token(shape, context) * tokens
-    cost = estimate_cost(training.steps, step_s, workload.devices, price_usd_per_device_hour)
-    loss = predict_loss(law, parameters, training.steps * tokens)
+    cost = estimate_cost(training.steps, step_s, workload.devices, spec.compute.price_usd_per_device_hour)
     mfu = estimate_mfu(model_flops, step_s, workload.devices, workload.device.peak_flops_per_s[workload.precision])
+    unique = spec.data.unique_tokens if math.isfinite(spec.data.unique_tokens) else 0.0
     return Estimates(
         parameters=parameters,
         active_parameters=count_active_parameters(shape, context),
         model_flops_per_step=round_leaf(model_flops),
         executed_flops_per_step=round_leaf(float(executed_flops_per_token(workload, ranked)[0]) * tokens),
-        predicted_loss=round_leaf(loss) if loss < math.log(shape.vocab_size) else 0.0,
-        law=law.name,
+        **_by_law(chosen, size_is_pinned=spec.model.size.pinned or bool(spec.model.shape)),
+        unique_tokens=unique,
+        epochs=round_leaf(chosen.trained_tokens / unique) if unique else 0.0,
+        inference_flops=round_leaf(chosen.need.inference_flops),
+        rounds=rounds,
         step_s=round_leaf(step_s),
         step_s_low=round_leaf(float(time.low[0])),
         step_s_high=round_leaf(float(time.high[0])),
@@ -51,7 +49,7 @@ def make_estimates(
         train_s=round_leaf(cost.train_s),
         device_hours=round_leaf(cost.device_hours),
         cost_usd=round_leaf(cost.cost_usd),
-        warnings=tuple(warnings),
+        warnings=chosen.warnings,
         alternatives=tuple(
             Alternative(
                 tensor=layout.tensor,
@@ -66,3 +64,23 @@ def make_estimates(
             for layout in (ranked.row(row),)
         ),
     )
+
+
+def _by_law(chosen: Candidate, *, size_is_pinned: bool) -> dict[str, Any]:
+    """What the law says of the model: its loss, and how far its data leave size, tokens and loss open."""
+    law, question = chosen.variant.law, chosen.question
+    counted = count_as(law.facts.counts, chosen.shape, chosen.training.context_length)
+    loss = 0.0
+    if law.has_loss:
+        loss = float(law.loss(np.array([counted]), np.array([float(chosen.trained_tokens)]))[0])
+    said = 0 < loss < math.log(chosen.shape.vocab_size)  # above it a uniform guess is better
+    if size_is_pinned:
+        question = replace(question, parameters=float(count_parameters(chosen.shape, chosen.training.context_length)))
+    parameters_80, tokens_80 = band_of_answer(law, chosen.variant.sizes, question)
+    return {
+        "law": law.facts.name,
+        "predicted_loss": round_leaf(loss) if said else 0.0,
+        "loss_80": band_of_loss(law, counted, float(chosen.trained_tokens)) if said else NONE,
+        "parameters_80": parameters_80,
+        "tokens_80": tokens_80,
+    }

@@ -17,7 +17,8 @@ from trainwright.compiler.plan import Reason, Shape
 from trainwright.compiler.resolve import PinnedShape
 
 SMALL = 4e8  # parameters below which heads are 64 wide, above 128 (Chinchilla, GPT-3, Pythia, Llama)
-FFN_MULTIPLE = 128
+TILE = 128  # elements: what one device keeps of a width is a multiple of it, so that matrix products fill their tiles
+MOST_TILED = 8  # devices: beyond a node's fast links widths are not split
 # Any number of heads up to 8, 10, multiples of 4 up to 32, of 8 above: they divide by the tensor degrees that a width needs.
 HEADS = (*range(1, 9), 10, *range(12, 33, 4), *range(40, 1025, 8))
 # Weights of the three departures in ln units: from the count, from the family's width per layer, from its FFN ratio.
@@ -113,7 +114,7 @@ def width_per_layer(rules: Rules, parameters: float) -> float:
 
 def _candidates(family: Family, target: float, vocab_size: int, wanted: float) -> Iterator[Shape]:
     rules = family.rules
-    head_dim = 64 if target < SMALL else 128
+    head_dim = head_dim_for(target)
     # A layer has about 13 hidden_size^2 parameters; a large vocabulary leaves less for the layers than that.
     usual = (target * wanted / 13) ** (1 / 3)
     for heads in HEADS:
@@ -142,9 +143,30 @@ def query_groups(rules: Rules, heads: int) -> int:
     return max(1 << power for power in range(rules.query_groups.bit_length()) if heads % (1 << power) == 0)
 
 
+def head_dim_for(parameters: float) -> int:
+    """Width of a head at a parameter count."""
+    return 64 if parameters < SMALL else 128
+
+
+def tiled_up_to(hidden: int) -> int:
+    """The largest tensor degree, a power of two up to MOST_TILED, that splits a width into multiples of TILE; 1 if none does."""
+    return max(
+        degree
+        for degree in (1 << power for power in range(MOST_TILED.bit_length()))
+        if degree == 1 or hidden % (degree * TILE) == 0
+    )
+
+
+def with_experts(family: Family, num_experts: int) -> Family:
+    """The family with another number of experts a layer, which nobody published."""
+    if num_experts == family.rules.num_experts:
+        return family
+    return replace(family, rules=replace(family.rules, num_experts=num_experts), published={})
+
+
 def _ffn_sizes(rules: Rules, hidden: int) -> range:
-    """Widths in the range of the family: multiples of FFN_MULTIPLE, or of the power of two nearest to hidden_size / 16."""
-    step = max(FFN_MULTIPLE, 2 ** round(math.log2(hidden / 16)))
+    """Widths in the range of the family that every tensor degree up to `tiled_up_to` splits into multiples of TILE."""
+    step = TILE * tiled_up_to(hidden)
     low = -(-math.ceil(rules.ffn_ratio[0] * hidden) // step) * step
     return range(low, max(low, int(rules.ffn_ratio[2] * hidden)) + 1, step)
 
@@ -176,7 +198,8 @@ def _reasons(family: Family, shape: Shape, target: float, parameters: int, wante
         "num_layers": f"nearest count: {of_count}; {ratio:.0f} wide a layer, where {family.name} has about {wanted:.0f}",
         "hidden_size": f"nearest count: {of_count}",
         "ffn_hidden_size": f"{shape.ffn_hidden_size / shape.hidden_size:.2f} x hidden_size ({family.name}: "
-        f"{family.rules.ffn_ratio[0]:.2f} to {family.rules.ffn_ratio[2]:.2f}), a multiple of {FFN_MULTIPLE}",
+        f"{family.rules.ffn_ratio[0]:.2f} to {family.rules.ffn_ratio[2]:.2f}), a multiple of {TILE} on each device up to "
+        f"tensor {tiled_up_to(shape.hidden_size)}",
     }
     derived = {
         "head_dim": f"{shape.head_dim}: 64 below {SMALL:.1g} parameters, 128 above",

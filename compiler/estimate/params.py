@@ -75,6 +75,29 @@ def count_body_parameters(shape: Shape) -> int:
     return shape.num_layers * (2 * shape.hidden_size * (query_size(shape) + key_size(shape)) + ffn)
 
 
+def count_as(counts: str, shape: Shape, context_length: int) -> float:
+    """A shape's size as a scaling law counts it: `counts` is one of `facts.COUNTS`, which says what each counts."""
+    vocabulary = shape.vocab_size * shape.hidden_size
+    match counts:
+        case "total":
+            return float(count_parameters(shape, context_length))
+        case "embedding_once":
+            copies = 0 if shape.tied_embeddings else 1
+            return float(count_parameters(shape, context_length) - copies * vocabulary)
+        case "without_embedding":
+            return float(count_body_parameters(shape) + vocabulary)
+        case "body":
+            return float(count_body_parameters(shape))
+        case "active":
+            copies = 1 if shape.tied_embeddings else 0
+            return float(count_active_parameters(shape, context_length) + copies * vocabulary)
+        case "flops":
+            # DeepSeek LLM (arXiv 2401.02954), equation 2: 72 L d^2 + 12 L d s of a model whose queries are d wide.
+            return 6.0 * count_body_parameters(shape) + 12.0 * shape.num_layers * query_size(shape) * context_length
+        case _:
+            raise ValueError(f"{counts!r} is no way to count a model's size")
+
+
 @dataclass(frozen=True)
 class DeviceParameters:
     """Parameters on one device of a pipeline rank, one row a layout; experts apart, because data parallelism splits them less."""

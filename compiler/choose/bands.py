@@ -1,0 +1,41 @@
+"""How sure a law is of what it answers: the same question, asked of each bootstrap draw of its constants."""
+
+import numpy as np
+
+from trainwright.compiler.choose.question import Question, answer
+from trainwright.compiler.choose.sizes import Sizes
+from trainwright.compiler.estimate.layouts import Floats
+from trainwright.compiler.laws.law import Law
+from trainwright.compiler.plan import Interval, round_leaf
+
+SHARES = (10, 90)  # percentiles of an 80 % band
+NONE = Interval(0.0, 0.0)
+
+
+def band_of_answer(law: Law, sizes: Sizes, question: Question) -> tuple[Interval, Interval]:
+    """80 % bands of (total parameters, tokens) that the law's data leave open; NONE for what is pinned and without draws.
+
+    It holds the scatter of the runs that the law was fitted on, and not whether the law is the right one.
+    """
+    draws = law.draws()
+    if draws is None:
+        return NONE, NONE
+    total, tokens = answer(draws, sizes, question)
+    return (
+        NONE if question.parameters else _interval(total),
+        NONE if question.tokens else _interval(tokens),
+    )
+
+
+def band_of_loss(law: Law, counted: float, tokens: float) -> Interval:
+    """80 % band of the loss of one model, in the law's own N; NONE without draws."""
+    draws = law.draws()
+    return NONE if draws is None else _interval(draws.loss(np.array([counted]), np.array([tokens])))
+
+
+def _interval(values: Floats) -> Interval:
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return NONE
+    low, high = np.percentile(known, SHARES)
+    return Interval(round_leaf(float(low)), round_leaf(float(high)))
