@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from trainwright.compiler.check import check_plan
 from trainwright.compiler.choose.assemble import assemble_plan
-from trainwright.compiler.choose.candidate import Candidate
+from trainwright.compiler.choose.candidate import Candidate, need_of
 from trainwright.compiler.choose.kernels import fuses_activation
 from trainwright.compiler.choose.layout import choose_layout
 from trainwright.compiler.choose.ledger import Ledger
@@ -53,7 +53,7 @@ def choose_plan(spec: ResolvedSpec) -> Plan:
         if chosen.same(previous):
             break
     # With the tokens pinned the size answers for the limits, and shapes come in steps: take the first that they allow.
-    while spec.data.tokens.pinned and _size_is_open(spec) and exceeded(spec, chosen.need):
+    while _shrinks(spec) and exceeded(spec, chosen.need):
         flops_per_s *= SHRINK
         chosen = _choose(spec, variants, flops_per_s, ())
         rounds.append(_round(flops_per_s, chosen))
@@ -75,9 +75,14 @@ def _choose(
     shape = _shape(spec, ledger, sizing, context, frozen)
     parameters = count_parameters(shape, context)
     answer = choose_token_budget(spec, sizing.variant, shape, parameters, context, flops_per_s)
-    whole = answer.value if spec.data.tokens.pinned else round_leaf(answer.value)
+    whole = answer.value if answer.kind == "pinned" else round_leaf(answer.value)
+    if whole > answer.value and answer.kind == "derived":  # what a limit buys is rounded down
+        whole -= 10 ** (math.floor(math.log10(whole)) - 5)
     tokens = ledger.note("data.budget_tokens", max(1, int(whole)), answer.kind, answer.text, pin="data.tokens")
     training, warnings = choose_training(spec, ledger, shape, tokens, context, _precision(spec))
+    question = ask(spec, flops_per_s)
+    if not _shrinks(spec):  # a loss, or size and tokens: no other layout makes them cheaper
+        require_limits(spec, need_of(shape, training, question))
     cuda = spec.compute.device.kind == "cuda"
     workload = Workload(
         shape=shape,
@@ -96,7 +101,7 @@ def _choose(
         raise InfeasibleError(f"{place(spec, *LAYOUT_PINS, 'compute.nodes')}: {error}{why}") from error
     return Candidate(
         ledger=ledger,
-        question=ask(spec, flops_per_s),
+        question=question,
         variant=sizing.variant,
         shape=shape,
         tokens=tokens,
@@ -155,6 +160,11 @@ def _context_length(spec: ResolvedSpec) -> int:
 
 def _vocab_size(spec: ResolvedSpec) -> int:
     return int(spec.model.vocab_size.clip(spec.model.family.rules.vocab_size))
+
+
+def _shrinks(spec: ResolvedSpec) -> bool:
+    """Whether a smaller size answers for a limit that is not kept."""
+    return spec.data.tokens.pinned and _size_is_open(spec) and not spec.objective.target_loss
 
 
 def _size_is_open(spec: ResolvedSpec) -> bool:

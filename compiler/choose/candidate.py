@@ -1,5 +1,6 @@
 """One round of the loop between limits and layout."""
 
+import math
 from dataclasses import dataclass
 
 from trainwright.compiler.choose.layout import LayoutChoice
@@ -44,12 +45,18 @@ class Candidate:
     @property
     def need(self) -> Need:
         """What the run takes."""
-        return Need(
-            steps=self.training.steps,
-            step_s=self.layouts.step_s,
-            training_flops=self.flops_per_token * self.trained_tokens,
-            inference_flops=FORWARD_SHARE * self.flops_per_token * self.question.inference_tokens,
-        )
+        return need_of(self.shape, self.training, self.question, self.layouts.step_s)
 
     def same(self, other: "Candidate") -> bool:
         return self.shape == other.shape and self.training == other.training
+
+
+def need_of(shape: Shape, training: Training, question: Question, step_s: float = math.nan) -> Need:
+    """What a run takes; without the time of a step, in FLOPs alone."""
+    each = model_flops_per_token(shape, training.context_length)
+    return Need(
+        steps=training.steps,
+        step_s=step_s,
+        training_flops=each * training.steps * training.tokens_per_step,
+        inference_flops=FORWARD_SHARE * each * question.inference_tokens,
+    )

@@ -87,7 +87,7 @@ class Need:
     """What a run takes: training, and inference at the same utilisation."""
 
     steps: int
-    step_s: float
+    step_s: float  # nan: not known yet
     training_flops: float
     inference_flops: float
 
@@ -102,7 +102,7 @@ class Need:
 
 
 def exceeded(spec: ResolvedSpec, need: Need) -> list[Limit]:
-    """The limits that a run does not keep."""
+    """The limits that a run does not keep; while the time of a step is not known, those in FLOPs."""
     return [limit for limit in limits_of(spec) if need.taken(spec, limit) > limit.amount * (1 + SLACK)]
 
 
@@ -127,16 +127,16 @@ def _explain(spec: ResolvedSpec, limit: Limit, need: Need) -> str:
         else "raise the budget"
     )
     what = "budget" if limit.path == "compute.budget" else "deadline"
-    return (
-        f"{place(spec, limit.path)}: {need.steps:,} steps x {need.step_s:.3g} s on {compute.devices:,} x {compute.device.name}"
-        f"{inference} need {wanted}, the {what} is {allowed}: {over} too much; lower {_movable(spec)}, or {fix}"
+    steps = (
+        f"{need.steps:,} steps x {need.training_flops / need.steps:.4g} FLOPs"
+        if kind == "flops"
+        else f"{need.steps:,} steps x {need.step_s:.3g} s on {compute.devices:,} x {compute.device.name}"
     )
-
-
-def _movable(spec: ResolvedSpec) -> str:
-    if spec.objective.target_loss:
-        return "the demands: raise objective.target_loss"
-    return "data.tokens or model.size"
+    demand = "the demands: raise objective.target_loss" if spec.objective.target_loss else "data.tokens or model.size"
+    return (
+        f"{place(spec, limit.path)}: {steps}{inference} need {wanted}, the {what} is {allowed}: {over} too much;"
+        f" lower {demand}, or {fix}"
+    )
 
 
 def place(spec: ResolvedSpec, *paths: str) -> str:

@@ -131,8 +131,9 @@ def _minimum(total: Floats, values: Floats) -> Floats:
     inner = np.clip(lowest, 1, len(values) - 2)
     left, middle, right = (values[inner + shift, columns] for shift in (-1, 0, 1))
     whole = np.isfinite(left) & np.isfinite(right) & (inner == lowest)
-    bend = np.where(whole, left - 2 * middle + right, 1.0)
-    shift = np.where(whole & (bend > 0), 0.5 * (left - right) / np.where(bend > 0, bend, 1.0), 0.0)
+    left, middle, right = (np.where(whole, part, 0.0) for part in (left, middle, right))
+    bend = left - 2 * middle + right
+    shift = np.where(bend > 0, 0.5 * (left - right) / np.where(bend > 0, bend, 1.0), 0.0)
     step = math.log(total[1, 0] / total[0, 0])
     found = total[lowest, 0] * np.exp(np.clip(shift, -1, 1) * step)
     return np.asarray(np.where(np.isfinite(values[lowest, columns]), found, np.nan))

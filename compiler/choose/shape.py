@@ -172,9 +172,9 @@ def _ffn_sizes(rules: Rules, hidden: int) -> range:
 
 
 def _layer_counts(hidden: int, wanted: float) -> range:
-    """Depths within a factor of 2 of the family's; even above 8 and multiples of 4 above 32, so that pipelines divide them."""
+    """Depths within a factor of 2 of the family's, in steps that grow with them, so that pipelines divide them."""
     low, high = max(1, round(hidden / wanted / 2)), max(1, round(hidden / wanted * 2))
-    step = 1 if low < 8 else 2 if low < 32 else 4
+    step = 1 if low < 8 else 2 if low < 32 else 4 if low < 64 else 8 if low < 128 else 16
     return range(-(-low // step) * step, high + 1, step)
 
 

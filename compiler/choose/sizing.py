@@ -74,7 +74,7 @@ def choose_size(spec: ResolvedSpec, variants: tuple[Variant, ...], flops_per_s: 
         if total > 0
     ]
     if not found:
-        raise InfeasibleError(_explain_unreachable(spec, law, question))
+        raise InfeasibleError(_explain_unreachable(spec, law, question, flops_per_s))
     _, variant, total, tokens = min(found, key=lambda one: one[0])
     if not SMALLEST * 1.02 < total < LARGEST / 1.02:
         raise InfeasibleError(_explain_absurd(spec, question, total, flops_per_s))
@@ -94,7 +94,7 @@ def choose_token_budget(
     _require_answerable(spec, law, question)
     tokens = float(answer(law, sizes, question)[1][0])
     if not tokens > 0:
-        raise InfeasibleError(_explain_unreachable(spec, law, question))
+        raise InfeasibleError(_explain_unreachable(spec, law, question, flops_per_s))
     each, name = float(sizes.flops_per_token[0]), law.facts.name
     if question.tokens:
         return Answer(tokens, "pinned", "data.tokens")
@@ -175,8 +175,10 @@ def _require_answerable(spec: ResolvedSpec, law: Law, question: Question) -> Non
     )
 
 
-def _explain_unreachable(spec: ResolvedSpec, law: Law, question: Question) -> str:
+def _explain_unreachable(spec: ResolvedSpec, law: Law, question: Question, flops_per_s: float) -> str:
     target = question.target_loss
+    if not target and not question.inference_tokens:
+        return _explain_absurd(spec, question, SMALLEST, flops_per_s)
     if not target:
         used = question.inference_tokens
         return (

@@ -12,6 +12,7 @@ from trainwright.compiler.choose.hyperparameters import (
 )
 from trainwright.compiler.choose.kernels import FEWEST_SEQUENCES, SHARE_OF_VALIDATION, choose_cadence
 from trainwright.compiler.choose.ledger import Ledger
+from trainwright.compiler.choose.limits import limits_of
 from trainwright.compiler.errors import IllegalPlanError
 from trainwright.compiler.estimate.params import count_body_parameters
 from trainwright.compiler.facts import HyperparameterLaw, find_hyperparameter_law
@@ -140,8 +141,8 @@ def _global_batch(spec: ResolvedSpec, ledger: Ledger, law: HyperparameterLaw, to
 
 
 def _steps(spec: ResolvedSpec, tokens: int, tokens_per_step: int) -> int:
-    """Whole steps: the nearest number, or what a budget pays for in full."""
-    if spec.data.tokens.pinned or spec.compute.budget.kind == "none":
+    """Whole steps: the nearest number, or what a limit pays for in full."""
+    if spec.data.tokens.pinned or not limits_of(spec):
         return max(1, round(tokens / tokens_per_step))
     return max(1, tokens // tokens_per_step)
 
