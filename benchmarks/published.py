@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from ruamel.yaml import YAML
 
-from trainwright.compiler.choose import budget, hyperparameters
-from trainwright.compiler.estimate import flops, memory, params, step_time
+from trainwright.compiler.choose import budget, costs, hyperparameters
+from trainwright.compiler.estimate import cost, flops, generation, memory, params, post_training, step_time
 from trainwright.compiler.estimate.layouts import Layouts, Workload, one_layout
 from trainwright.compiler.facts import find_device, find_family, find_hyperparameter_law, find_loss_law, make_shape
 from trainwright.compiler.plan import Layout, Shape
@@ -96,6 +96,63 @@ def _learning_rate(of: Mapping[str, Any]) -> float:
     return hyperparameters.suggest_learning_rate(RATES, of["parameters"], of["tokens"], batch).value
 
 
+def _of_runs(of: Mapping[str, Any]) -> list[cost.RunCost]:
+    """Of each run (device-hours, W a device), at LLaMA's PUE and carbon."""
+    rates = [cost.Rates(0.0, power_w, costs.PUE, costs.CARBON_KG_PER_KWH) for _, power_w in of["runs"]]
+    return [cost.estimate_cost(3600.0 * hours, 1, each) for (hours, _), each in zip(of["runs"], rates, strict=True)]
+
+
+def _hours(of: Mapping[str, Any], of_flops: float) -> float:
+    return cost.passes_s(of_flops, 1, find_device(of["device"]).peak_flops_per_s["bf16"], of["utilisation"]) / 3600
+
+
+def _decoded_tokens_per_s(of: Mapping[str, Any]) -> float:
+    engine = generation.Engine(_family_shape(of)[0], find_device("a100"), "bf16", 8, of["tensor"], step_s=0.0)
+    sequences, answer = of["sequences"], of["answer_tokens"]
+    answers = generation.Answers(sequences, sequences, of["prompt_tokens"], answer, answer)
+    return float(sequences * answer / generation.generation_s(engine, answers))
+
+
+PROMPTS, SAMPLES, PROMPT_TOKENS, LONGEST = 64, 32, 150, 4096  # a step of the published runs of GRPO
+
+
+def _rollout_s(of: Mapping[str, Any]) -> float:
+    engine = generation.Engine(_family_shape(of)[0], find_device("h100"), "bf16", 8, of["tensor"])
+    groups = of["devices"] // of["tensor"]
+    sequences, prompts = PROMPTS * SAMPLES / groups, max(1.0, PROMPTS / groups)
+    answers = generation.Answers(sequences, prompts, PROMPT_TOKENS, of["answer_tokens"], LONGEST - PROMPT_TOKENS)
+    return generation.generation_s(engine, answers)
+
+
+def _update(of: Mapping[str, Any]) -> post_training.Work:
+    networks = post_training.Networks(reference=True, reward=False, value=False, old_policy=True)
+    shape = _family_shape(of)[0]
+    return post_training.reinforced_work(shape, networks, PROMPTS, SAMPLES, PROMPT_TOKENS, of["answer_tokens"], 1)
+
+
+def _scored_share(of: Mapping[str, Any]) -> float:
+    work = _update(of)
+    return work.scored_flops / work.trained_flops
+
+
+def _updating_s(of: Mapping[str, Any]) -> float:
+    """At the utilisation of a training step of the layout."""
+    shape, context = _family_shape(of)
+    numbers = {name: getattr(shape, name) for name in SHAPE_NUMBERS}
+    workload, layouts = _run({**of, "shape": numbers | {"gated": True}})
+    tokens = of["layout"]["micro_batch"] * of["layout"]["micro_batches"] * of["layout"]["data"] * context
+    step_s = float(step_time.estimate_step_time(workload, layouts).total[0])
+    return _update(of).trained_flops / (flops.model_flops_per_token(shape, context) * tokens) * step_s
+
+
+SHAPE_NUMBERS = (
+    "num_layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "num_query_groups",
+    "vocab_size",
+)
 COMPUTE: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
     "parameters": lambda of: params.count_parameters(*_family_shape(of)),
     "active_parameters": lambda of: params.count_active_parameters(*_family_shape(of)),
@@ -110,6 +167,16 @@ COMPUTE: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
     "batch_tokens": lambda of: hyperparameters.suggest_batch_tokens(RATES, of["tokens"]).value,
     "allocated_gib": _allocated_gib,
     "step_s": _step_s,
+    "device_hours": lambda of: sum(run.device_hours for run in _of_runs(of)),
+    "energy_mwh": lambda of: sum(run.energy_kwh for run in _of_runs(of)) / 1000,
+    "co2_t": lambda of: sum(run.co2_kg for run in _of_runs(of)) / 1000,
+    "hours_of_run": lambda of: _hours(of, flops.model_flops_per_token(*_family_shape(of)) * of["tokens"]),
+    "hours_of_flops": lambda of: _hours(of, of["flops"]),
+    "flops_of_hours": lambda of: of["device_hours"] / _hours(of, 1.0),
+    "decoded_tokens_per_s": _decoded_tokens_per_s,
+    "rollout_s": _rollout_s,
+    "scored_share": _scored_share,
+    "updating_s": _updating_s,
 }
 
 

@@ -24,8 +24,8 @@ from trainwright.compiler.plan import Shape
 # Share of the data sheet's bandwidth that decoding reaches: gpt-fast reads Llama 2 7B at 1,397 of an A100's 2,039 GB/s, and 70B
 # on two at 1,482 each (its README, batch 1).
 BANDWIDTH_SHARE = 0.7
-# Latency of an all-reduce of a few tokens in a node: gpt-fast's times for 7B on 2, 4 and 8 devices and for 70B on 4 and 8 leave 9 to
-# 29 us for each of two a layer.
+# Latency of an all-reduce of a few tokens in a node: gpt-fast's times for 7B on 2, 4 and 8 devices and for 70B on 4 and 8 leave 9
+# to 29 us for each of two a layer.
 ALL_REDUCE_S = 20e-6
 # What an engine does between two steps (scheduling, sampling, passing tokens on). NeMo RL's four GRPO runs
 # (tests/published/costs.yaml) are met best with it; compiled loops and C++ engines have next to none.

@@ -3,8 +3,8 @@
 A forward pass is a third of `model_flops_per_token`, about 2 N a token. SFT, reward models: forward and backward, 6 N. DPO: the
 same over both answers, and 2 N once for the reference, which is kept. PPO (Ouyang et al. 2022, arXiv 2203.02155): generation,
 which leaves the old log-probabilities, then 2 N each for the reward, the reference and the old values, then 6 N of the policy and
-6 N of the value network a pass over the batch. GRPO (Shao et al. 2024, arXiv 2402.03300): generation, the old log-probabilities, the
-reference where there is a KL term, then 6 N a pass.
+6 N of the value network a pass over the batch. GRPO (Shao et al. 2024, arXiv 2402.03300): generation, the old log-probabilities,
+the reference where there is a KL term, then 6 N a pass.
 """
 
 from dataclasses import dataclass
