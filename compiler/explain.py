@@ -13,7 +13,7 @@ from rich.text import Text
 
 from trainwright.compiler.errors import UsageError
 from trainwright.compiler.plan import Plan, decided_leaves, leaves
-from trainwright.compiler.plan_stages import Dpo, Sft
+from trainwright.compiler.plan_stages import Dpo, Reinforced, Reward, Sft, TuningSchedule, Volume
 from trainwright.compiler.units import format_quantity
 
 _FILE_WIDTH = 100_000  # columns: in a file nothing is wrapped or cut
@@ -131,6 +131,7 @@ def _trained(plan: Plan) -> dict[str, str]:
         f"{source.name} {format_quantity('fraction', source.weight)}" if weighted else source.name
         for source in data.sources
     )
+    decay = f" in the last {_number(training.decay_steps, 'step')}" if training.decay_steps else ""
     lines = {
         "model": f"{shape.family}, {_count(estimates.parameters)} parameters{active}: {_number(shape.num_layers, 'layer')} of"
         f" {shape.hidden_size}, ffn {shape.ffn_hidden_size}, {_number(shape.num_attention_heads, 'head')} of {shape.head_dim}"
@@ -140,7 +141,7 @@ def _trained(plan: Plan) -> dict[str, str]:
         "training": f"{_number(training.steps, 'step')} x {_number(training.global_batch, 'sequence')} x"
         f" {_number(training.context_length, 'token')}"
         f" ({format_quantity('tokens', training.tokens_per_step)} a step), {training.precision}, {training.optimizer}",
-        "learning rate": f"{training.learning_rate:g}, {training.schedule} to {training.min_learning_rate:g},"
+        "learning rate": f"{training.learning_rate:g}, {training.schedule} to {training.min_learning_rate:g}{decay},"
         f" warm-up {_number(training.warmup_steps, 'step')}",
     }
     if estimates.predicted_loss:
@@ -204,8 +205,12 @@ def _settings(plan: Plan) -> Iterator[tuple[str, str]]:
             yield stage.name, f"{near}, personal data: {', '.join(curation.scrub) or 'kept'}"
     for sft in plan.sft:
         yield sft.stage, _tuned(plan, sft, 1)
+    for reward in plan.reward:
+        yield reward.stage, _tuned(plan, reward, 2)
     for dpo in plan.dpo:
         yield dpo.stage, f"{_tuned(plan, dpo, 2)}, beta {dpo.beta:g}, nll {dpo.nll:g}"
+    for reinforced in (*plan.ppo, *plan.grpo):
+        yield reinforced.stage, _reinforced(reinforced)
     for evaluate in plan.evaluate:
         records = [records.name for records in (*evaluate.conversations, *evaluate.preferences)]
         measured = [*(["text"] if evaluate.text else []), *records, *(task.name for task in evaluate.tasks)]
@@ -216,13 +221,30 @@ def _settings(plan: Plan) -> Iterator[tuple[str, str]]:
         yield export.stage, f"logits within {export.tolerance:g}"
 
 
-def _tuned(plan: Plan, stage: Sft | Dpo, contexts: int) -> str:
+def _tuned(plan: Plan, stage: Sft | Reward | Dpo, contexts: int) -> str:
     given = stage.training
     return (
-        f"{stage.path or stage.connector}, {_number(given.epochs, 'epoch')} of {_number(given.global_batch, 'row')} x"
-        f" {contexts * plan.training.context_length} tokens, rate {given.learning_rate:g}, {given.schedule} to"
-        f" {given.min_learning_rate:g}"
+        f"{stage.path or stage.connector} ({_volume(stage.volume)}), {_number(given.epochs, 'epoch')} of"
+        f" {_number(given.global_batch, 'row')} x {contexts * plan.training.context_length} tokens, {_rate(given)}"
     )
+
+
+def _reinforced(stage: Reinforced) -> str:
+    given = stage.training
+    return (
+        f"{stage.path} ({_volume(stage.volume)}), {_number(given.epochs, 'epoch')} of {_number(stage.prompts, 'prompt')} x"
+        f" {_number(stage.volume.samples, 'sample')}, scored by {stage.reward}, {_rate(given)},"
+        f" kl {stage.kl:g}, clip {stage.clip:g}"
+    )
+
+
+def _rate(given: TuningSchedule) -> str:
+    end = "" if given.schedule == "constant" else f" to {given.min_learning_rate:g}"
+    return f"rate {given.learning_rate:g}, {given.schedule}{end}"
+
+
+def _volume(volume: Volume) -> str:
+    return f"{volume.examples:,} x {volume.prompt_tokens:,} + {volume.answer_tokens:,} tokens"
 
 
 def _alternatives(plan: Plan) -> RenderableType:
