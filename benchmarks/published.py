@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from ruamel.yaml import YAML
 
-from trainwright.compiler.choose import budget, costs, hyperparameters
+from trainwright.compiler.choose import budget, cluster, hyperparameters
 from trainwright.compiler.estimate import cost, flops, generation, memory, params, post_training, step_time
 from trainwright.compiler.estimate.layouts import Layouts, Workload, one_layout
 from trainwright.compiler.facts import find_device, find_family, find_hyperparameter_law, find_loss_law, make_shape
@@ -98,7 +98,7 @@ def _learning_rate(of: Mapping[str, Any]) -> float:
 
 def _of_runs(of: Mapping[str, Any]) -> list[cost.RunCost]:
     """Of each run (device-hours, W a device), at LLaMA's PUE and carbon."""
-    rates = [cost.Rates(0.0, power_w, costs.PUE, costs.CARBON_KG_PER_KWH) for _, power_w in of["runs"]]
+    rates = [cost.Rates(0.0, power_w, cluster.PUE, cluster.CARBON_KG_PER_KWH) for _, power_w in of["runs"]]
     return [cost.estimate_cost(3600.0 * hours, 1, each) for (hours, _), each in zip(of["runs"], rates, strict=True)]
 
 

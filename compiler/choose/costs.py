@@ -1,10 +1,10 @@
 """What each stage takes, and the whole pipeline: tokens, FLOPs, device-hours, money, energy, CO2, with how each was reckoned."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from trainwright.compiler.choose.ledger import Ledger
+from trainwright.compiler.choose.tuning_volume import PARTS
 from trainwright.compiler.estimate import generation
 from trainwright.compiler.estimate.cost import SECONDS_PER_MONTH, Rates, estimate_cost, passes_s
 from trainwright.compiler.estimate.flops import model_flops_per_token
@@ -18,14 +18,21 @@ from trainwright.compiler.estimate.post_training import (
     reward_work,
     sft_work,
 )
-from trainwright.compiler.plan import Cluster, CostLine, LineEstimate, StageEstimate, Totals, Training, round_leaf
+from trainwright.compiler.plan import (
+    Cluster,
+    CostLine,
+    LineEstimate,
+    Shape,
+    StageEstimate,
+    Totals,
+    Training,
+    round_leaf,
+)
 from trainwright.compiler.plan_stages import Dpo, Ppo, Reinforced, Reward, Sft, StagePlan, Tuned
 from trainwright.compiler.ranges import list_divisors
 from trainwright.compiler.resolve import ResolvedPower, ResolvedSpec
 from trainwright.compiler.units import format_quantity
 
-PUE, CARBON_KG_PER_KWH = 1.1, 0.385
-_LLAMA = "LLaMA (arXiv 2302.13971), section 6"
 # Kinds of which a plan does not know how much they read.
 _UNKNOWN = {
     "evaluate": "not estimated: the plan does not know how much is held out",
@@ -33,6 +40,7 @@ _UNKNOWN = {
         ("ingest", "curate", "tokenizer", "tokenize", "export"), "not estimated: it depends on the data's bytes"
     ),
 }
+
 _SAME_SHAPE = "reward model and value network as large as the policy, their memory not laid out"
 
 
@@ -46,50 +54,11 @@ class Pretraining:
     mfu: float
 
 
-def choose_cluster(spec: ResolvedSpec, ledger: Ledger) -> Cluster:
-    """Where the plan runs, and what that costs and draws."""
-    note, compute, power = ledger.note, spec.compute, spec.power
-    device, price = compute.device, compute.price_usd_per_device_hour
-    lines = []
-    for index, line in enumerate(spec.costs):
-        path = f"cluster.costs[{index}]"
-        for leaf, key in (("name", "name"), ("amount_usd", "amount"), ("per", "per")):
-            note(f"{path}.{leaf}", None, "default", "paid once", pin=f"{path}.{key}")
-        lines.append(CostLine(line.name, round_leaf(line.amount_usd), line.per))
-    if not lines:
-        note("cluster.costs", None, "derived", "the spec has no cost lines")
-    return Cluster(
-        device=note("cluster.device", device.name, "pinned", "compute.device", pin="compute.device"),
-        nodes=note("cluster.nodes", compute.nodes, "pinned", "compute.nodes", pin="compute.nodes"),
-        devices_per_node=note(
-            "cluster.devices_per_node", compute.devices_per_node, "pinned", "", pin="compute.devices_per_node"
-        ),
-        price_usd_per_device_hour=note(
-            "cluster.price_usd_per_device_hour", price, "default", "no price is stated: no cost", pin="cluster.price"
-        ),
-        power_w=note(
-            "cluster.power_w",
-            _stated(power.device_w, device.power_w),
-            "fact",
-            device.sources["power_w"],
-            pin="cluster.power.device",
-        ),
-        pue=note(
-            "cluster.pue", _stated(power.pue, PUE), "default", f"assumed, as in {_LLAMA}", pin="cluster.power.pue"
-        ),
-        carbon_kg_per_kwh=note(
-            "cluster.carbon_kg_per_kwh",
-            _stated(power.carbon_kg_per_kwh, CARBON_KG_PER_KWH),
-            "default",
-            f"assumed: the average of the USA, as in {_LLAMA}",
-            pin="cluster.power.carbon",
-        ),
-        costs=tuple(lines),
-    )
-
-
-def _stated(value: float, default: float) -> float:
-    return value if value < math.inf else default
+@dataclass(frozen=True)
+class _Context:
+    before: Pretraining
+    cluster: Cluster
+    pins: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -106,7 +75,8 @@ def estimate_pipeline(
 ) -> PipelineCosts:
     """What the stages take one after the other, on all devices each."""
     tunings = {stage.stage: stage for stage in tuned}
-    estimates = tuple(_stage(before, cluster, stage, tunings.get(stage.name)) for stage in stages)
+    context = _Context(before, cluster, spec.pins)
+    estimates = tuple(_stage(context, stage, tunings.get(stage.name)) for stage in stages)
     duration_s = sum(stage.train_s + stage.generate_s for stage in estimates)
     lines = tuple(_line(line, duration_s / SECONDS_PER_MONTH) for line in cluster.costs)
     totals = Totals(
@@ -137,20 +107,21 @@ def _power_assumption(power: ResolvedPower, cluster: Cluster) -> str:
     )
 
 
-def _stage(before: Pretraining, cluster: Cluster, stage: StagePlan, tuned: Tuned | None) -> StageEstimate:
+def _stage(context: _Context, stage: StagePlan, tuned: Tuned | None) -> StageEstimate:
     if stage.kind == "pretrain":
-        return _pretrain(before, cluster, stage)
+        return _pretrain(context, stage)
     if tuned is None:
         nothing = Work(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-        return _estimate(before, cluster, stage, nothing, 0.0, 0.0, _UNKNOWN[stage.kind])
+        return _estimate(context, stage, nothing, 0.0, 0.0, _UNKNOWN[stage.kind])
     if isinstance(tuned, Reinforced):
-        return _reinforced(before, cluster, stage, tuned)
-    work, text = _supervised(before, tuned)
-    return _estimate(before, cluster, stage, work, _passes_s(before, work), 0.0, f"{text}; {_utilisation(before)}")
+        return _reinforced(context, stage, tuned)
+    work, text = _supervised(context.before.workload.shape, tuned)
+    text += f"{_assumed(context, tuned)}; {_utilisation(context.before)}"
+    return _estimate(context, stage, work, _passes_s(context.before, work), 0.0, text)
 
 
-def _pretrain(before: Pretraining, cluster: Cluster, stage: StagePlan) -> StageEstimate:
-    training = before.training
+def _pretrain(context: _Context, stage: StagePlan) -> StageEstimate:
+    before, training = context.before, context.before.training
     tokens = float(training.steps * training.tokens_per_step)
     flops = tokens * model_flops_per_token(before.workload.shape, before.workload.context_length)
     text = (
@@ -158,53 +129,58 @@ def _pretrain(before: Pretraining, cluster: Cluster, stage: StagePlan) -> StageE
         " restarts or idle devices"
     )
     work = Work(tokens, 0.0, 0.0, flops, 0.0, 0.0)
-    return _estimate(before, cluster, stage, work, training.steps * before.step_s, 0.0, text)
+    return _estimate(context, stage, work, training.steps * before.step_s, 0.0, text)
 
 
-def _supervised(before: Pretraining, tuned: Sft | Reward | Dpo) -> tuple[Work, str]:
-    shape, volume, epochs = before.workload.shape, tuned.volume, tuned.training.epochs
+def _supervised(shape: Shape, tuned: Sft | Reward | Dpo) -> tuple[Work, str]:
+    volume, epochs = tuned.volume, tuned.training.epochs
     passes = f"{epochs} epoch{'' if epochs == 1 else 's'}, rows packed full"
     if isinstance(tuned, Sft):
         length = volume.prompt_tokens + volume.answer_tokens
         text = f"{volume.examples:,} conversations of {length:,} tokens, {passes}"
         return sft_work(shape, volume.examples, length, epochs), text
-    text = (
-        f"{volume.examples:,} pairs, prompts of {volume.prompt_tokens:,} and answers of {volume.answer_tokens:,} tokens"
-    )
+    lengths = f"prompts of {volume.prompt_tokens:,} and answers of {volume.answer_tokens:,} tokens"
+    text = f"{volume.examples:,} pairs, {lengths}, {passes}"
     of = (shape, volume.examples, volume.prompt_tokens, volume.answer_tokens, epochs)
     if isinstance(tuned, Reward):
-        return reward_work(*of), f"{text}, {passes}"
-    return dpo_work(*of), f"{text}, {passes}; the reference is scored once"
+        return reward_work(*of), text
+    return dpo_work(*of), f"{text}, the reference scored once"
 
 
-def _reinforced(before: Pretraining, cluster: Cluster, stage: StagePlan, tuned: Reinforced) -> StageEstimate:
-    shape, volume = before.workload.shape, tuned.volume
-    prompts = volume.examples * tuned.training.epochs
+def _assumed(context: _Context, tuned: Sft | Reward | Dpo | Reinforced) -> str:
+    """Which of a volume nobody has stated or measured."""
+    if not isinstance(tuned, Reinforced) and tuned.connector:
+        return ""
+    absent = [part for part in PARTS if f"stages.{tuned.stage}.{part}" not in context.pins]
+    return f" (assumed: {', '.join(absent)})" if absent else ""
+
+
+def _reinforced(context: _Context, stage: StagePlan, tuned: Reinforced) -> StageEstimate:
+    before, volume = context.before, tuned.volume
     networks = Networks(
         reference=tuned.kl > 0,
         reward=tuned.reward != "verifier",
         value=isinstance(tuned, Ppo),
         old_policy=not isinstance(tuned, Ppo),
     )
-    samples = max(volume.samples, 1)
-    answer = min(volume.answer_tokens, tuned.max_answer_tokens)
-    work = reinforced_work(shape, networks, prompts, samples, volume.prompt_tokens, answer, tuned.inner_epochs)
-    steps = prompts / tuned.prompts
-    engine, answers, step_s = _fastest_engine(
-        before.workload,
-        Answers(tuned.prompts * samples, tuned.prompts, volume.prompt_tokens, answer, tuned.max_answer_tokens),
+    prompts, samples, answer = volume.examples * tuned.training.epochs, volume.samples, volume.answer_tokens
+    work = reinforced_work(
+        before.workload.shape, networks, prompts, samples, volume.prompt_tokens, answer, tuned.inner_epochs
     )
-    train_s, generate_s = _passes_s(before, work), steps * step_s
-    at_once = generation.concurrent_sequences(engine, answers)
+    batch = Answers(tuned.prompts * samples, tuned.prompts, volume.prompt_tokens, answer, tuned.max_answer_tokens)
+    engine, each, batch_s = _fastest_engine(before.workload, batch)
+    steps = prompts / tuned.prompts
+    train_s, generate_s = _passes_s(before, work), steps * batch_s
+    at_once = generation.concurrent_sequences(engine, each)
     text = (
-        f"{prompts:,} prompts of {volume.prompt_tokens:,} tokens x {samples} answers of {answer:,} on average (exponential,"
-        f" {tuned.max_answer_tokens:,} at most), {steps:,.0f} steps; generation, {generate_s / (generate_s + train_s):.0%} of the"
+        f"{prompts:,} prompts of {volume.prompt_tokens:,} tokens x {samples} of {answer:,} on average and {tuned.max_answer_tokens:,}"
+        f" at most{_assumed(context, tuned)}, {steps:,.0f} steps; generation, {generate_s / (generate_s + train_s):.0%} of the"
         f" time, by bandwidth ({BANDWIDTH_SHARE:.0%} of it), tensor {engine.tensor}, {at_once:,.0f} answers at once a group,"
-        f" training states set aside; {_utilisation(before)}"
+        f" lengths exponential, training states set aside; {_utilisation(before)}"
     )
     if networks.value or networks.reward:
         text += f"; {_SAME_SHAPE}"
-    return _estimate(before, cluster, stage, work, train_s, generate_s, text)
+    return _estimate(context, stage, work, train_s, generate_s, text)
 
 
 def _fastest_engine(workload: Workload, batch: Answers) -> tuple[Engine, Answers, float]:
@@ -237,15 +213,14 @@ def _utilisation(before: Pretraining) -> str:
 
 
 def _estimate(
-    before: Pretraining,
-    cluster: Cluster,
+    context: _Context,
     stage: StagePlan,
     work: Work,
     train_s: float,
     generate_s: float,
     assumption: str,
 ) -> StageEstimate:
-    cost = estimate_cost(train_s + generate_s, before.workload.devices, rates_of(cluster))
+    cost = estimate_cost(train_s + generate_s, context.before.workload.devices, rates_of(context.cluster))
     return StageEstimate(
         name=stage.name,
         kind=stage.kind,
