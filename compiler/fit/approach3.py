@@ -74,11 +74,16 @@ class Problem:
 def fit(problem: Problem) -> tuple[Floats, float]:
     """(theta, objective) of the global optimum."""
     weights = np.ones((STARTS, len(problem.x)))
-    theta = _grid_starts(problem)
-    for delta in CONTINUATION:
-        theta, values = minimise(problem, theta, weights, delta)
+    theta, values = follow(problem, _grid_starts(problem), weights)
     best = int(np.argmin(values))
     return theta[best], float(values[best])
+
+
+def follow(problem: Problem, theta: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    """(points, objectives) from starts (k, 5): the minimum at each threshold starts the next, narrower one."""
+    for delta in CONTINUATION[:-1]:
+        theta, _ = minimise(problem, theta, weights, delta)
+    return minimise(problem, theta, weights, CONTINUATION[-1])
 
 
 def minimise(problem: Problem, theta: Floats, weights: Floats, delta: float) -> tuple[Floats, Floats]:

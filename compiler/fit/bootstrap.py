@@ -1,14 +1,14 @@
 """Bootstrap of approach 3: the fit of every draw of the runs, with replacement, each at its own optimum.
 
 A draw counts each run zero or more times, so that its objective is the whole fit's with other weights. All draws start at the
-fit of all runs and are solved together (`approach3.minimise`).
+fit of all runs and are solved together (`approach3.follow`).
 """
 
 from collections.abc import Callable
 
 import numpy as np
 
-from trainwright.compiler.fit.approach3 import CONTINUATION, Floats, Problem, minimise
+from trainwright.compiler.fit.approach3 import Floats, Problem, follow
 
 ENTRIES = 100_000  # runs times draws that are solved at once: what stays in a core's cache
 
@@ -24,9 +24,7 @@ def bootstrap(
     for start in range(0, draws, at_once):
         count = min(at_once, draws - start)
         weights = draw_weights(generator, runs, count)
-        points = np.repeat(theta[None], count, axis=0)
-        for delta in CONTINUATION:
-            points, _ = minimise(problem, points, weights, delta)
+        points, _ = follow(problem, np.repeat(theta[None], count, axis=0), weights)
         solved.append(points)
         progress(count)
     return np.concatenate(solved) if solved else np.empty((0, 5))
