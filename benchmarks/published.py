@@ -14,14 +14,22 @@ from rich.console import Console
 from rich.table import Table
 from ruamel.yaml import YAML
 
-from trainwright.compiler.choose import budget, cluster, hyperparameters
+from trainwright.compiler.choose import budget, cluster
 from trainwright.compiler.estimate import cost, flops, generation, memory, params, post_training, step_time
 from trainwright.compiler.estimate.layouts import Layouts, Workload, one_layout
-from trainwright.compiler.facts import find_device, find_family, find_hyperparameter_law, find_loss_law, make_shape
+from trainwright.compiler.facts import (
+    HyperparameterLaw,
+    find_device,
+    find_family,
+    find_hyperparameter_law,
+    find_loss_law,
+    make_shape,
+)
+from trainwright.compiler.laws import rates
 from trainwright.compiler.plan import Layout, Shape
 
 FOLDER = Path(__file__).resolve().parents[1] / "tests" / "published"
-LOSS, RATES = find_loss_law("chinchilla_refit"), find_hyperparameter_law("step_law")
+LOSS = find_loss_law("chinchilla_refit")
 
 
 @dataclass(frozen=True)
@@ -91,9 +99,12 @@ def _best_loss(of: Mapping[str, Any]) -> float:
     return budget.predict_loss(LOSS, *budget.choose_parameters_and_tokens(LOSS, of["flops"]))
 
 
-def _learning_rate(of: Mapping[str, Any]) -> float:
-    batch = hyperparameters.suggest_batch_tokens(RATES, of["tokens"]).value
-    return hyperparameters.suggest_learning_rate(RATES, of["parameters"], of["tokens"], batch).value
+def _rates(of: Mapping[str, Any]) -> tuple[HyperparameterLaw, rates.Run]:
+    """A law and a run, of which a claim gives what the law asks: whatever it counts as parameters, they are `parameters`."""
+    count = of.get("parameters", 1.0)
+    flops_per_token = of.get("flops_per_token", 6 * count)
+    run = rates.Run(count, count, count, flops_per_token, of.get("tokens", 1.0), of.get("expansion", 1.0))
+    return find_hyperparameter_law(of["law"]), run
 
 
 def _of_runs(of: Mapping[str, Any]) -> list[cost.RunCost]:
@@ -163,8 +174,8 @@ COMPUTE: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
     "best_loss": _best_loss,
     "tokens_for_parameters": lambda of: budget.choose_tokens(LOSS, of["parameters"]),
     "parameters_for_tokens": lambda of: budget.choose_parameters(LOSS, of["tokens"]),
-    "learning_rate": _learning_rate,
-    "batch_tokens": lambda of: hyperparameters.suggest_batch_tokens(RATES, of["tokens"]).value,
+    "learning_rate": lambda of: float(rates.law_rate(*_rates(of))),
+    "batch_tokens": lambda of: float(rates.law_batch(*_rates(of))),
     "allocated_gib": _allocated_gib,
     "step_s": _step_s,
     "device_hours": lambda of: sum(run.device_hours for run in _of_runs(of)),

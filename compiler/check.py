@@ -210,8 +210,8 @@ def _whole_plan(plan: Plan) -> list[str]:
         training.schedule != "wsd" and training.decay_steps
     ):
         problems.append(
-            f"schedule: {training.schedule} with decay_steps {training.decay_steps} and decay_style {training.decay_style}: wsd, and "
-            "only wsd, has a decay of its own"
+            f"schedule: {training.schedule} with decay_steps {training.decay_steps} and decay_style {training.decay_style}: "
+            "wsd, and wsd alone, has a decay of its own"
         )
     if not 0 <= training.min_learning_rate <= training.learning_rate:
         problems.append(

@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from trainwright.compiler.cost_table import assumption_rows, cost_rows
 from trainwright.compiler.errors import UsageError
 from trainwright.compiler.plan import Plan, decided_leaves, leaves
 from trainwright.compiler.plan_stages import Dpo, Reinforced, Reward, Sft, TuningSchedule, Volume
@@ -18,7 +19,7 @@ from trainwright.compiler.units import format_quantity
 
 _FILE_WIDTH = 100_000  # columns: in a file nothing is wrapped or cut
 # Lines of the summary that a plan without a pretrain stage does not have.
-_PRETRAINING = ("data", "training", "learning rate", "loss", "in all")
+_PRETRAINING = ("data", "training", "learning rate", "loss", "pretraining")
 
 
 def show(renderable: RenderableType, out: TextIO) -> None:
@@ -105,7 +106,7 @@ def shown(value: object) -> str:
 
 
 def summary(plan: Plan) -> RenderableType:
-    """What is trained, how, where, what it is expected to take, the stages, warnings and alternatives."""
+    """What is trained, how, where, what it is expected to take, the stages and their costs, warnings and alternatives."""
     lines = {**_trained(plan), **_laid_out(plan), **_expected(plan)}
     if not any(stage.kind == "pretrain" for stage in plan.stages):
         lines = {name: line for name, line in lines.items() if name not in _PRETRAINING}
@@ -114,6 +115,10 @@ def summary(plan: Plan) -> RenderableType:
         _table(("", ""), lines.items(), header=False),
         Text(""),
         _stages(plan),
+        Text(""),
+        _table(*cost_rows(plan)),
+        Text(""),
+        _table(("costs of", "reckoned from"), assumption_rows(plan)),
     ]
     if plan.estimates.alternatives:
         parts += [Text(""), _alternatives(plan)]
@@ -173,7 +178,7 @@ def _expected(plan: Plan) -> dict[str, str]:
         f" {estimates.tokens_per_s_per_device:,.0f} tokens/s a device, {estimates.mfu:.1%} of peak",
         "memory": f"{_bytes(memory.total)} of {_bytes(memory.capacity)} a device: "
         + ", ".join(f"{share} {_bytes(getattr(memory, share))}" for share in shares),
-        "in all": f"{format_quantity('time', estimates.train_s)}, "
+        "pretraining": f"{format_quantity('time', estimates.train_s)}, "
         f"{format_quantity('device_hours', estimates.device_hours)}{cost},"
         f" {estimates.model_flops_per_step * plan.training.steps:.3g} FLOPs",
     }

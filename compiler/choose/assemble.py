@@ -1,7 +1,8 @@
 """A chosen candidate -> Plan: every section, and a reason for each of their leaves."""
 
 from trainwright.compiler.choose.candidate import Candidate
-from trainwright.compiler.choose.costs import Pretraining, choose_cluster, estimate_pipeline
+from trainwright.compiler.choose.cluster import choose_cluster
+from trainwright.compiler.choose.costs import Pretraining, estimate_pipeline
 from trainwright.compiler.choose.estimates import make_estimates
 from trainwright.compiler.choose.evaluation import choose_evaluations, choose_exports
 from trainwright.compiler.choose.hyperparameters import price_batch
