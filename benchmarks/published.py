@@ -14,14 +14,22 @@ from rich.console import Console
 from rich.table import Table
 from ruamel.yaml import YAML
 
-from trainwright.compiler.choose import budget, hyperparameters
-from trainwright.compiler.estimate import flops, memory, params, step_time
+from trainwright.compiler.choose import budget, cluster
+from trainwright.compiler.estimate import cost, flops, generation, memory, params, post_training, step_time
 from trainwright.compiler.estimate.layouts import Layouts, Workload, one_layout
-from trainwright.compiler.facts import find_device, find_family, find_hyperparameter_law, find_loss_law, make_shape
+from trainwright.compiler.facts import (
+    HyperparameterLaw,
+    find_device,
+    find_family,
+    find_hyperparameter_law,
+    find_loss_law,
+    make_shape,
+)
+from trainwright.compiler.laws import rates
 from trainwright.compiler.plan import Layout, Shape
 
 FOLDER = Path(__file__).resolve().parents[1] / "tests" / "published"
-LOSS, RATES = find_loss_law("chinchilla_refit"), find_hyperparameter_law("step_law")
+LOSS = find_loss_law("chinchilla_refit")
 
 
 @dataclass(frozen=True)
@@ -91,11 +99,71 @@ def _best_loss(of: Mapping[str, Any]) -> float:
     return budget.predict_loss(LOSS, *budget.choose_parameters_and_tokens(LOSS, of["flops"]))
 
 
-def _learning_rate(of: Mapping[str, Any]) -> float:
-    batch = hyperparameters.suggest_batch_tokens(RATES, of["tokens"]).value
-    return hyperparameters.suggest_learning_rate(RATES, of["parameters"], of["tokens"], batch).value
+def _rates(of: Mapping[str, Any]) -> tuple[HyperparameterLaw, rates.Run]:
+    """A law and a run, of which a claim gives what the law asks: whatever it counts as parameters, they are `parameters`."""
+    count = of.get("parameters", 1.0)
+    flops_per_token = of.get("flops_per_token", 6 * count)
+    run = rates.Run(count, count, count, flops_per_token, of.get("tokens", 1.0), of.get("expansion", 1.0))
+    return find_hyperparameter_law(of["law"]), run
 
 
+def _of_runs(of: Mapping[str, Any]) -> list[cost.RunCost]:
+    """Of each run (device-hours, W a device), at LLaMA's PUE and carbon."""
+    rates = [cost.Rates(0.0, power_w, cluster.PUE, cluster.CARBON_KG_PER_KWH) for _, power_w in of["runs"]]
+    return [cost.estimate_cost(3600.0 * hours, 1, each) for (hours, _), each in zip(of["runs"], rates, strict=True)]
+
+
+def _hours(of: Mapping[str, Any], of_flops: float) -> float:
+    return cost.passes_s(of_flops, 1, find_device(of["device"]).peak_flops_per_s["bf16"], of["utilisation"]) / 3600
+
+
+def _decoded_tokens_per_s(of: Mapping[str, Any]) -> float:
+    engine = generation.Engine(_family_shape(of)[0], find_device("a100"), "bf16", 8, of["tensor"], step_s=0.0)
+    sequences, answer = of["sequences"], of["answer_tokens"]
+    answers = generation.Answers(sequences, sequences, of["prompt_tokens"], answer, answer)
+    return float(sequences * answer / generation.generation_s(engine, answers))
+
+
+PROMPTS, SAMPLES, PROMPT_TOKENS, LONGEST = 64, 32, 150, 4096  # a step of the published runs of GRPO
+
+
+def _rollout_s(of: Mapping[str, Any]) -> float:
+    engine = generation.Engine(_family_shape(of)[0], find_device("h100"), "bf16", 8, of["tensor"])
+    groups = of["devices"] // of["tensor"]
+    sequences, prompts = PROMPTS * SAMPLES / groups, max(1.0, PROMPTS / groups)
+    answers = generation.Answers(sequences, prompts, PROMPT_TOKENS, of["answer_tokens"], LONGEST - PROMPT_TOKENS)
+    return generation.generation_s(engine, answers)
+
+
+def _update(of: Mapping[str, Any]) -> post_training.Work:
+    networks = post_training.Networks(reference=True, reward=False, value=False, old_policy=True)
+    shape = _family_shape(of)[0]
+    return post_training.reinforced_work(shape, networks, PROMPTS, SAMPLES, PROMPT_TOKENS, of["answer_tokens"], 1)
+
+
+def _scored_share(of: Mapping[str, Any]) -> float:
+    work = _update(of)
+    return work.scored_flops / work.trained_flops
+
+
+def _updating_s(of: Mapping[str, Any]) -> float:
+    """At the utilisation of a training step of the layout."""
+    shape, context = _family_shape(of)
+    numbers = {name: getattr(shape, name) for name in SHAPE_NUMBERS}
+    workload, layouts = _run({**of, "shape": numbers | {"gated": True}})
+    tokens = of["layout"]["micro_batch"] * of["layout"]["micro_batches"] * of["layout"]["data"] * context
+    step_s = float(step_time.estimate_step_time(workload, layouts).total[0])
+    return _update(of).trained_flops / (flops.model_flops_per_token(shape, context) * tokens) * step_s
+
+
+SHAPE_NUMBERS = (
+    "num_layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "num_query_groups",
+    "vocab_size",
+)
 COMPUTE: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
     "parameters": lambda of: params.count_parameters(*_family_shape(of)),
     "active_parameters": lambda of: params.count_active_parameters(*_family_shape(of)),
@@ -106,10 +174,20 @@ COMPUTE: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
     "best_loss": _best_loss,
     "tokens_for_parameters": lambda of: budget.choose_tokens(LOSS, of["parameters"]),
     "parameters_for_tokens": lambda of: budget.choose_parameters(LOSS, of["tokens"]),
-    "learning_rate": _learning_rate,
-    "batch_tokens": lambda of: hyperparameters.suggest_batch_tokens(RATES, of["tokens"]).value,
+    "learning_rate": lambda of: float(rates.law_rate(*_rates(of))),
+    "batch_tokens": lambda of: float(rates.law_batch(*_rates(of))),
     "allocated_gib": _allocated_gib,
     "step_s": _step_s,
+    "device_hours": lambda of: sum(run.device_hours for run in _of_runs(of)),
+    "energy_mwh": lambda of: sum(run.energy_kwh for run in _of_runs(of)) / 1000,
+    "co2_t": lambda of: sum(run.co2_kg for run in _of_runs(of)) / 1000,
+    "hours_of_run": lambda of: _hours(of, flops.model_flops_per_token(*_family_shape(of)) * of["tokens"]),
+    "hours_of_flops": lambda of: _hours(of, of["flops"]),
+    "flops_of_hours": lambda of: of["device_hours"] / _hours(of, 1.0),
+    "decoded_tokens_per_s": _decoded_tokens_per_s,
+    "rollout_s": _rollout_s,
+    "scored_share": _scored_share,
+    "updating_s": _updating_s,
 }
 
 

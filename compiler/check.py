@@ -12,7 +12,7 @@ import numpy as np
 from trainwright.compiler.estimate.layouts import Bools, Layouts, one_layout
 from trainwright.compiler.metrics import list_metrics
 from trainwright.compiler.plan import Layout, Plan, Shape, decided_leaves
-from trainwright.compiler.plan_stages import Dpo, Sft
+from trainwright.compiler.plan_stages import Reinforced, Tuned
 
 
 @dataclass(frozen=True)
@@ -199,8 +199,20 @@ def _whole_plan(plan: Plan) -> list[str]:
             f"tokens_per_step: global_batch {training.global_batch} x context_length {training.context_length} = {product}, "
             f"but tokens_per_step is {training.tokens_per_step}"
         )
-    if not 0 <= training.warmup_steps <= training.steps:
-        problems.append(f"warmup_steps: {training.warmup_steps} must be between 0 and steps {training.steps}")
+    if not 0 <= training.warmup_steps < training.steps:
+        problems.append(f"warmup_steps: {training.warmup_steps} must be at least 0 and below steps {training.steps}")
+    if training.warmup_steps + training.decay_steps > training.steps:
+        problems.append(
+            f"decay_steps: warmup_steps {training.warmup_steps} + decay_steps {training.decay_steps} = "
+            f"{training.warmup_steps + training.decay_steps}, but steps is {training.steps}"
+        )
+    if (training.schedule == "wsd") != (training.decay_style != "none") or (
+        training.schedule != "wsd" and training.decay_steps
+    ):
+        problems.append(
+            f"schedule: {training.schedule} with decay_steps {training.decay_steps} and decay_style {training.decay_style}: "
+            "wsd, and wsd alone, has a decay of its own"
+        )
     if not 0 <= training.min_learning_rate <= training.learning_rate:
         problems.append(
             f"min_learning_rate: {training.min_learning_rate} must be between 0 and learning_rate {training.learning_rate}"
@@ -212,13 +224,16 @@ def _whole_plan(plan: Plan) -> list[str]:
 
 def _tuning(plan: Plan) -> list[str]:
     problems, data = [], plan.layout.data
-    tuned: tuple[Sft | Dpo, ...] = (*plan.sft, *plan.dpo)
+    tuned: tuple[Tuned, ...] = (*plan.sft, *plan.reward, *plan.dpo, *plan.ppo, *plan.grpo)
     for stage in tuned:
-        given = stage.training
-        if given.global_batch % (given.micro_batch * data):
-            rows = given.global_batch / (given.micro_batch * data)
+        given, update, of = stage.training, stage.training.global_batch, "global_batch"
+        if isinstance(stage, Reinforced):
+            update, of = stage.minibatch, "minibatch"
+            problems += _episodes(stage)
+        if update % (given.micro_batch * data):
+            rows = update / (given.micro_batch * data)
             problems.append(
-                f"{stage.stage}: global_batch {given.global_batch} / (micro_batch {given.micro_batch} x data {data}) = "
+                f"{stage.stage}: {of} {update} / (micro_batch {given.micro_batch} x data {data}) = "
                 f"{rows:.4g} micro-batches: they must be whole"
             )
         if not 0 <= given.min_learning_rate <= given.learning_rate:
@@ -226,6 +241,23 @@ def _tuning(plan: Plan) -> list[str]:
                 f"{stage.stage}: min_learning_rate {given.min_learning_rate} must be between 0 and learning_rate "
                 f"{given.learning_rate}"
             )
+    return problems
+
+
+def _episodes(stage: Reinforced) -> list[str]:
+    """A batch of episodes is whole prompts of whole samples, in whole minibatches."""
+    batch, product = stage.training.global_batch, stage.prompts * stage.volume.samples
+    problems = []
+    if product != batch:
+        problems.append(
+            f"{stage.stage}: prompts {stage.prompts} x samples {stage.volume.samples} = {product} episodes, but global_batch is"
+            f" {batch}"
+        )
+    if batch % stage.minibatch:
+        problems.append(
+            f"{stage.stage}: global_batch {batch} / minibatch {stage.minibatch} = {batch / stage.minibatch:.4g} updates: they"
+            " must be whole"
+        )
     return problems
 
 

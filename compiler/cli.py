@@ -267,6 +267,51 @@ def chat(
 
 
 @app.command()
+def fit(
+    runs: Annotated[
+        Path,
+        typer.Argument(metavar="RUNS", help="A CSV with the columns params, tokens and loss.", show_default=False),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="LAW", help="Write the law file that a spec can name.", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw residuals and contours: .png or .svg.", show_default=False),
+    ] = None,
+    suggest: Annotated[
+        str, typer.Option(metavar="FLOPS", help="Plan further runs for so many FLOPs in all.", show_default=False)
+    ] = "",
+    target: Annotated[
+        str,
+        typer.Option(
+            metavar="FLOPS", help="The run that the law is for (default: 10 x the largest).", show_default=False
+        ),
+    ] = "",
+    bootstraps: Annotated[int, typer.Option(min=100, max=100_000, help="Draws that the intervals rest on.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Decides the draws.")] = 0,
+) -> None:
+    """Fit a scaling law to your own runs."""
+    from trainwright.compiler.errors import NotIdentifiedError
+    from trainwright.compiler.explain import show
+    from trainwright.compiler.fit.command import Question, answer
+
+    with _bar("bootstrap draws", bootstraps) as advance:
+        found = answer(Question(runs, out, plot, suggest, target, bootstraps, seed), advance)
+    if as_json:
+        print(found.json())
+    else:
+        show(found.table, sys.stdout)
+    for path in found.written:
+        print(f"wrote {path}", file=sys.stderr if as_json else sys.stdout)
+    if found.refusal:
+        sys.stdout.flush()
+        raise NotIdentifiedError(found.refusal)
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of a spec."""
     from trainwright.compiler.schema import spec_schema
@@ -295,6 +340,20 @@ def _progress(what: str) -> Iterator[None]:
 
     with Console(stderr=True).status(what):
         yield
+
+
+@contextlib.contextmanager
+def _bar(what: str, total: int) -> Iterator[Callable[[int], object]]:
+    """A bar that is told of each part done; nothing where nobody watches."""
+    if not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda done: progress.advance(task, done)
 
 
 def _missing_data(resolved: "ResolvedSpec", plan: "Plan") -> list[str]:

@@ -1,17 +1,23 @@
 """What a spec says twice, or in two ways: rules over several of its fields, before any fact is looked up."""
 
-from trainwright.compiler.spec import DataSpec, Spec
+from trainwright.compiler.spec import ClusterSpec, DataSpec, Spec
 from trainwright.compiler.stage_rules import find_stage_contradictions
 
 
 def find_contradictions(spec: Spec) -> list[tuple[str, str]]:
     """(path, what is wrong and the fix) of every pair of fields that do not go together."""
-    return [*_model_contradictions(spec), *_data_contradictions(spec.data), *find_stage_contradictions(spec)]
+    return [
+        *_model_contradictions(spec),
+        *_rate_contradictions(spec),
+        *_data_contradictions(spec.data),
+        *_cost_contradictions(spec.cluster),
+        *find_stage_contradictions(spec),
+    ]
 
 
 def _model_contradictions(spec: Spec) -> list[tuple[str, str]]:
     found = []
-    shape, training, budget = spec.model.shape, spec.training, spec.compute.budget
+    shape, budget = spec.model.shape, spec.compute.budget
     if shape is not None and spec.model.size is not None:
         found.append(("model.shape", "size and shape both say how large the model is; keep one"))
     if shape is not None and shape.head_dim is None and shape.hidden_size % shape.num_attention_heads:
@@ -36,6 +42,21 @@ def _model_contradictions(spec: Spec) -> list[tuple[str, str]]:
         found.append(
             ("compute.budget", 'a budget in money needs a price; add cluster.price, such as "$2.10/device-hour"')
         )
+    return found
+
+
+def _cost_contradictions(cluster: ClusterSpec) -> list[tuple[str, str]]:
+    names = [line.name for line in cluster.costs]
+    return [
+        (f"cluster.costs[{index}].name", f"{name} is the name of two cost lines; rename one, or add their amounts")
+        for index, name in enumerate(names)
+        if name in names[:index]
+    ]
+
+
+def _rate_contradictions(spec: Spec) -> list[tuple[str, str]]:
+    found = []
+    training, scaling = spec.training, spec.scaling
     low, high = training.min_learning_rate, training.learning_rate
     if low is not None and high is not None and low > high:
         found.append(("training.min_learning_rate", f"{low:g} is above learning_rate {high:g}; lower it"))
@@ -43,6 +64,22 @@ def _model_contradictions(spec: Spec) -> list[tuple[str, str]]:
         found.append(
             ("training.warmup", f"{training.warmup.amount:.0%} of the steps is more than all of them; 100% at most")
         )
+    if training.decay is not None and training.schedule != "wsd":
+        written = (
+            f"schedule is {training.schedule}" if training.schedule else "no schedule is written, and cosine is taken"
+        )
+        found.append(
+            ("training.decay", f"only wsd has a decay of its own; {written}; add schedule: wsd, or remove decay")
+        )
+    if training.decay is not None and training.decay.kind == "fraction" and training.decay.amount > 1:
+        found.append(
+            ("training.decay", f"{training.decay.amount:.0%} of the steps is more than all of them; 100% at most")
+        )
+    if scaling.learning_rate == "mup" and scaling.mup is None:
+        text = "mup transfers the rate of a base run; add scaling.mup: {hidden_size: 256, learning_rate: 6e-3, init_std: 0.02}"
+        found.append(("scaling.learning_rate", text))
+    if scaling.mup is not None and scaling.learning_rate != "mup":
+        found.append(("scaling.mup", "the base run of learning_rate: mup; add learning_rate: mup, or remove mup"))
     return found
 
 

@@ -121,11 +121,7 @@ def _values(plan: Plan, stage: StagePlan, words: _Words, program: str) -> dict[s
 
 def not_emitted(plan: Plan) -> list[str]:
     """What of a plan no template emits yet, one line each; empty for a plan that compiles."""
-    lines = [
-        f"stages.{stage.name}: kind {stage.kind} has no program yet; kinds with one: {', '.join(LAUNCHER_OF_KIND)}"
-        for stage in plan.stages
-        if stage.kind not in LAUNCHER_OF_KIND
-    ]
+    lines = _without_program(plan)
     if plan.shape.num_experts:
         lines.append(f"model.family: {plan.shape.family} is a mixture of experts; dense models compile today")
     lines.extend(
@@ -142,6 +138,21 @@ def not_emitted(plan: Plan) -> list[str]:
         if getattr(plan.layout, degree) > 1
     )
     return lines
+
+
+def _without_program(plan: Plan) -> list[str]:
+    """All stages of kinds that no template emits, in one line."""
+    missing = {stage.name: stage.kind for stage in plan.stages if stage.kind not in LAUNCHER_OF_KIND}
+    if not missing:
+        return []
+    kinds = list(dict.fromkeys(missing.values()))
+    rest = [stage.name for stage in plan.stages if stage.name not in missing and missing.keys() & set(stage.needs)]
+    none = "the kind has no program yet" if len(kinds) == 1 else f"the kinds {' and '.join(kinds)} have no program yet"
+    fix = "to compile the others, leave " + ("them" if len(missing) > 1 else "it") + " out of the spec"
+    if rest:
+        fix += f", and let {' and '.join(rest)} do without (from, compare)"
+    named = ", ".join(f"stages.{name} ({kind})" for name, kind in missing.items())
+    return [f"{named}: {none}; `trainwright plan` and `explain` cost them; {fix}"]
 
 
 def _foreign_to_export(shape: Shape) -> list[str]:

@@ -50,3 +50,21 @@ class FileError(CompileError):
     """A file cannot be read or written."""
 
     exit_code = 8
+
+
+class RunsError(CompileError):
+    """A table of training runs cannot be used: columns, numbers, runs that stand twice, too few, mixed units."""
+
+    exit_code = 9
+
+
+class NotIdentifiedError(CompileError):
+    """The runs do not determine a scaling law that may be extrapolated; the message says by which criterion."""
+
+    exit_code = 10
+
+
+class MissingExtraError(CompileError):
+    """A package of an extra is not installed; the message has the command that does. The runtime's code for the same."""
+
+    exit_code = 26

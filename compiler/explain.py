@@ -11,14 +11,15 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from trainwright.compiler.cost_table import assumption_rows, cost_rows
 from trainwright.compiler.errors import UsageError
 from trainwright.compiler.plan import Interval, Plan, decided_leaves, leaves
-from trainwright.compiler.plan_stages import Dpo, Sft
+from trainwright.compiler.plan_stages import Dpo, Reinforced, Reward, Sft, TuningSchedule, Volume
 from trainwright.compiler.units import format_quantity
 
 _FILE_WIDTH = 100_000  # columns: in a file nothing is wrapped or cut
 # Lines of the summary that a plan without a pretrain stage does not have.
-_PRETRAINING = ("data", "training", "learning rate", "sized", "loss", "epochs", "rounds", "in all")
+_PRETRAINING = ("data", "training", "learning rate", "sized", "loss", "epochs", "rounds", "pretraining")
 
 
 def show(renderable: RenderableType, out: TextIO) -> None:
@@ -105,7 +106,7 @@ def shown(value: object) -> str:
 
 
 def summary(plan: Plan) -> RenderableType:
-    """What is trained, how, where, what it is expected to take, the stages, warnings and alternatives."""
+    """What is trained, how, where, what it is expected to take, the stages and their costs, warnings and alternatives."""
     lines = {**_trained(plan), **_laid_out(plan), **_expected(plan)}
     if not any(stage.kind == "pretrain" for stage in plan.stages):
         lines = {name: line for name, line in lines.items() if name not in _PRETRAINING}
@@ -114,6 +115,10 @@ def summary(plan: Plan) -> RenderableType:
         _table(("", ""), lines.items(), header=False),
         Text(""),
         _stages(plan),
+        Text(""),
+        _table(*cost_rows(plan)),
+        Text(""),
+        _table(("costs of", "reckoned from"), assumption_rows(plan)),
     ]
     if plan.estimates.alternatives:
         parts += [Text(""), _alternatives(plan)]
@@ -131,6 +136,7 @@ def _trained(plan: Plan) -> dict[str, str]:
         f"{source.name} {format_quantity('fraction', source.weight)}" if weighted else source.name
         for source in data.sources
     )
+    decay = f" in the last {_number(training.decay_steps, 'step')}" if training.decay_steps else ""
     lines = {
         "model": f"{shape.family}, {_count(estimates.parameters)} parameters{active}: {_number(shape.num_layers, 'layer')} of"
         f" {shape.hidden_size}, ffn {shape.ffn_hidden_size}, {_number(shape.num_attention_heads, 'head')} of {shape.head_dim}"
@@ -140,7 +146,7 @@ def _trained(plan: Plan) -> dict[str, str]:
         "training": f"{_number(training.steps, 'step')} x {_number(training.global_batch, 'sequence')} x"
         f" {_number(training.context_length, 'token')}"
         f" ({format_quantity('tokens', training.tokens_per_step)} a step), {training.precision}, {training.optimizer}",
-        "learning rate": f"{training.learning_rate:g}, {training.schedule} to {training.min_learning_rate:g},"
+        "learning rate": f"{training.learning_rate:g}, {training.schedule} to {training.min_learning_rate:g}{decay},"
         f" warm-up {_number(training.warmup_steps, 'step')}",
     }
     if sized := _bands(plan):
@@ -204,7 +210,7 @@ def _expected(plan: Plan) -> dict[str, str]:
         f" {estimates.tokens_per_s_per_device:,.0f} tokens/s a device, {estimates.mfu:.1%} of peak",
         "memory": f"{_bytes(memory.total)} of {_bytes(memory.capacity)} a device: "
         + ", ".join(f"{share} {_bytes(getattr(memory, share))}" for share in shares),
-        "in all": f"{format_quantity('time', estimates.train_s)}, "
+        "pretraining": f"{format_quantity('time', estimates.train_s)}, "
         f"{format_quantity('device_hours', estimates.device_hours)}{cost},"
         f" {estimates.model_flops_per_step * plan.training.steps:.3g} FLOPs",
     }
@@ -236,8 +242,12 @@ def _settings(plan: Plan) -> Iterator[tuple[str, str]]:
             yield stage.name, f"{near}, personal data: {', '.join(curation.scrub) or 'kept'}"
     for sft in plan.sft:
         yield sft.stage, _tuned(plan, sft, 1)
+    for reward in plan.reward:
+        yield reward.stage, _tuned(plan, reward, 2)
     for dpo in plan.dpo:
         yield dpo.stage, f"{_tuned(plan, dpo, 2)}, beta {dpo.beta:g}, nll {dpo.nll:g}"
+    for reinforced in (*plan.ppo, *plan.grpo):
+        yield reinforced.stage, _reinforced(reinforced)
     for evaluate in plan.evaluate:
         records = [records.name for records in (*evaluate.conversations, *evaluate.preferences)]
         measured = [*(["text"] if evaluate.text else []), *records, *(task.name for task in evaluate.tasks)]
@@ -248,13 +258,30 @@ def _settings(plan: Plan) -> Iterator[tuple[str, str]]:
         yield export.stage, f"logits within {export.tolerance:g}"
 
 
-def _tuned(plan: Plan, stage: Sft | Dpo, contexts: int) -> str:
+def _tuned(plan: Plan, stage: Sft | Reward | Dpo, contexts: int) -> str:
     given = stage.training
     return (
-        f"{stage.path or stage.connector}, {_number(given.epochs, 'epoch')} of {_number(given.global_batch, 'row')} x"
-        f" {contexts * plan.training.context_length} tokens, rate {given.learning_rate:g}, {given.schedule} to"
-        f" {given.min_learning_rate:g}"
+        f"{stage.path or stage.connector} ({_volume(stage.volume)}), {_number(given.epochs, 'epoch')} of"
+        f" {_number(given.global_batch, 'row')} x {contexts * plan.training.context_length} tokens, {_rate(given)}"
     )
+
+
+def _reinforced(stage: Reinforced) -> str:
+    given = stage.training
+    return (
+        f"{stage.path} ({_volume(stage.volume)}), {_number(given.epochs, 'epoch')} of {_number(stage.prompts, 'prompt')} x"
+        f" {_number(stage.volume.samples, 'sample')}, scored by {stage.reward}, {_rate(given)},"
+        f" kl {stage.kl:g}, clip {stage.clip:g}"
+    )
+
+
+def _rate(given: TuningSchedule) -> str:
+    end = "" if given.schedule == "constant" else f" to {given.min_learning_rate:g}"
+    return f"rate {given.learning_rate:g}, {given.schedule}{end}"
+
+
+def _volume(volume: Volume) -> str:
+    return f"{volume.examples:,} x {volume.prompt_tokens:,} + {volume.answer_tokens:,} tokens"
 
 
 def _alternatives(plan: Plan) -> RenderableType:

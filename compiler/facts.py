@@ -1,9 +1,10 @@
-"""Typed access to `data/*.yaml`: devices, model families, scaling laws. The only reader of that folder.
+"""Typed access to `data/*.yaml`: devices, model families, scaling laws, post-training recipes. The only reader of that folder.
 
 A fact carries its source. Look-ups raise `UnknownNameError`, which suggests the nearest names. Everything is read once.
 """
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -32,6 +33,7 @@ class Device:
     memory_bandwidth_bytes_per_s: float
     intra_node_bytes_per_s: float
     inter_node_bytes_per_s: float
+    power_w: float  # at full load: the board or module alone
     efficiency: float  # share of the peak that products reach inside a step, before bubble and exposed communication
     sources: Mapping[str, str]  # by field name; peaks as "peak_flops_per_s.bf16"
 
@@ -91,17 +93,59 @@ class LossLaw:
 
 
 @dataclass(frozen=True)
+class PowerLaw:
+    """coefficient x the product of quantities to a power; quantities as in data/hyperparameter_laws.yaml: N, D, C, E, L, D/N."""
+
+    coefficient: float
+    exponents: Mapping[str, float]
+    unit: float  # N and D are counted in it: 1, or 1e9
+    tokens: float  # of what a batch is counted in: 1, or those of a sequence
+
+
+@dataclass(frozen=True)
 class HyperparameterLaw:
-    """learning rate = c N^p D^q and batch in tokens = c D^q; ranges are (lowest, highest) fitted."""
+    """A published law for learning rate, batch or the timescale of weight decay."""
 
     name: str
-    form: str
     source: str
-    learning_rate: Mapping[str, float]  # coefficient, parameters_exponent, tokens_exponent
-    batch_tokens: Mapping[str, float]  # coefficient, tokens_exponent
-    parameters: str  # what N counts
-    fitted_parameters: tuple[float, float]
-    fitted_tokens: tuple[float, float]
+    counts: str  # what N is: "body" | "without_embedding" | "active" | "flops" (M, and no N)
+    learning_rate: PowerLaw | None
+    batch: PowerLaw | None
+    timescale: PowerLaw | None  # of AdamW, as a share of the run
+    own_batch: (
+        float  # tokens a step of the fitted runs, where there is a rate and no law for the batch; 0.0: not stated
+    )
+    beta2: Mapping[str, float]  # "N", "up_to", "above": Adam's second moment by size; empty: not stated
+    fitted: Mapping[str, tuple[float, float]]  # by quantity
+
+
+@dataclass(frozen=True)
+class Cited:
+    """A published number. `parameters`: the size of the model that it was published for; 0.0: whatever the size."""
+
+    value: float
+    source: str
+    parameters: float = 0.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What published recipes do in one kind of tuning, by the names of data/recipes.yaml."""
+
+    schedule: str  # "cosine" | "constant"
+    schedule_source: str
+    numbers: Mapping[str, Cited]
+    by_size: Mapping[str, tuple[Cited, ...]]  # rising in parameters
+
+
+@dataclass(frozen=True)
+class ConnectorVolume:
+    """How much a connector makes; tokens are means."""
+
+    examples: int  # trained on
+    prompt_tokens: int
+    answer_tokens: int
+    source: str
 
 
 def load_devices() -> Mapping[str, Device]:
@@ -130,9 +174,24 @@ def find_loss_law(name: str) -> LossLaw:
     return _find("loss law", name, _loss_laws())
 
 
+def load_hyperparameter_laws() -> Mapping[str, HyperparameterLaw]:
+    """Every law for learning rate, batch or weight decay by name."""
+    return _hyperparameter_laws()
+
+
 def find_hyperparameter_law(name: str) -> HyperparameterLaw:
     """The law for learning rate and batch of that name. Raises UnknownNameError."""
     return _find("hyperparameter law", name, _hyperparameter_laws())
+
+
+def find_recipe(kind: str) -> Recipe:
+    """The recipe of a kind of tuning: sft, reward, dpo, ppo, grpo."""
+    return _recipes()[0][kind]
+
+
+def find_connector_volume(connector: str) -> ConnectorVolume:
+    """How much a connector of conversations or pairs makes."""
+    return _recipes()[1][connector]
 
 
 def _find(kind: str, name: str, facts: Mapping[str, T], known: tuple[str, ...] = ()) -> T:
@@ -164,6 +223,7 @@ def _device(name: str, raw: Mapping[str, Any]) -> Device:
         "memory_bandwidth_bytes_per_s": ("memory_bandwidth", 1),
         "intra_node_bytes_per_s": ("intra_node_bandwidth", 1),
         "inter_node_bytes_per_s": ("inter_node_bandwidth", 1),
+        "power_w": ("power_w", 1),
         "efficiency": ("efficiency", 1),
     }
     values: dict[str, Any] = {field: float(raw[key]["value"]) * factor for field, (key, factor) in numbers.items()}
@@ -233,8 +293,34 @@ def _loss_laws() -> Mapping[str, LossLaw]:
 
 @cache
 def _hyperparameter_laws() -> Mapping[str, HyperparameterLaw]:
-    laws = _laws("hyperparameters")
-    return MappingProxyType({name: HyperparameterLaw(name=name, **_ranges(raw)) for name, raw in laws.items()})
+    raw = _read("hyperparameter_laws.yaml")
+    return MappingProxyType({name: _hyperparameter_law(name, facts) for name, facts in raw.items()})
+
+
+def _hyperparameter_law(name: str, raw: Mapping[str, Any]) -> HyperparameterLaw:
+    return HyperparameterLaw(
+        name=name,
+        source=raw["source"],
+        counts=raw["counts"],
+        learning_rate=_power_law(raw.get("learning_rate")),
+        batch=_power_law(raw.get("batch")),
+        timescale=_power_law(raw.get("timescale")),
+        own_batch=float(raw.get("own_batch", 0.0)),
+        beta2=MappingProxyType(raw.get("beta2", {})),
+        fitted=MappingProxyType(
+            {quantity: (float(low), float(high)) for quantity, (low, high) in raw["fitted"].items()}
+        ),
+    )
+
+
+def _power_law(raw: Mapping[str, Any] | None) -> PowerLaw | None:
+    if raw is None:
+        return None
+    numbers = {key: float(value) for key, value in raw.items()}
+    logarithm = numbers.pop("log_coefficient", None)
+    coefficient = numbers.pop("coefficient") if logarithm is None else math.exp(logarithm)
+    unit, tokens = numbers.pop("unit", 1.0), numbers.pop("tokens", 1.0)
+    return PowerLaw(coefficient, MappingProxyType(numbers), unit, tokens)
 
 
 def _laws(kind: str) -> Mapping[str, Mapping[str, Any]]:
@@ -244,3 +330,22 @@ def _laws(kind: str) -> Mapping[str, Mapping[str, Any]]:
 
 def _ranges(raw: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
+
+
+@cache
+def _recipes() -> tuple[Mapping[str, Recipe], Mapping[str, ConnectorVolume]]:
+    raw = dict(_read("recipes.yaml"))
+    volumes = {name: ConnectorVolume(**volume) for name, volume in raw.pop("connectors").items()}
+    return MappingProxyType({kind: _recipe(dict(recipe)) for kind, recipe in raw.items()}), MappingProxyType(volumes)
+
+
+def _recipe(raw: dict[str, Any]) -> Recipe:
+    schedule = raw.pop("schedule")
+    return Recipe(
+        schedule=schedule["value"],
+        schedule_source=schedule["source"],
+        numbers=MappingProxyType({name: Cited(**one) for name, one in raw.items() if not isinstance(one, list)}),
+        by_size=MappingProxyType(
+            {name: tuple(Cited(**one) for one in many) for name, many in raw.items() if isinstance(many, list)}
+        ),
+    )

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from trainwright.compiler.spec_stages import MODEL_KINDS, STARTING_KINDS, StageSpec
+from trainwright.compiler.spec_stages import MODEL_KINDS, PROMPT_KINDS, STARTING_KINDS, VERIFIER, StageSpec
 
 Stages = Mapping[str, StageSpec]
 
@@ -30,6 +30,33 @@ def origin_of(stages: Stages, name: str) -> str:
     wanted = {*MODEL_KINDS, *(("evaluate",) if kind == "export" else ())}
     above = list(stages)[: list(stages).index(name)]
     return next((other for other in reversed(above) if kind_of(stages, other) in wanted), "")
+
+
+def reward_of(stages: Stages, name: str) -> str:
+    """Who scores the answers of a ppo or grpo stage: an instance, a path, or VERIFIER; "" for other kinds, and for none.
+
+    Where nobody wrote it: of ppo the nearest reward stage above, of grpo a verifier.
+    """
+    if name not in stages or (kind := kind_of(stages, name)) not in PROMPT_KINDS:
+        return ""
+    written = stages[name].reward
+    if written is not None:
+        return written
+    if kind == "grpo":
+        return VERIFIER
+    above = list(stages)[: list(stages).index(name)]
+    return next((other for other in reversed(above) if kind_of(stages, other) == "reward"), "")
+
+
+def stands_on(stages: Stages, name: str, other: str) -> bool:
+    """Whether `name` needs the model of `other` in the end, to start from or to score by."""
+    pending, seen = [name], set[str]()
+    while pending:
+        one = pending.pop()
+        if one not in seen:
+            seen.add(one)
+            pending += [origin_of(stages, one), reward_of(stages, one)]
+    return other in seen
 
 
 def lineage_of(stages: Stages, name: str) -> tuple[str, ...]:

@@ -1,9 +1,10 @@
 """The Plan: every decision made, and why. Frozen dataclasses of the standard library; total; JSON round-trips.
 
-Five parts: *what is trained* (`shape`, `data`, `training`, and from it `sft`, `dpo`), *how* (`validation`, `stages`, `evaluate`,
-`export`, `layout`, `kernels`), *where* (`cluster`), `reasons`, and `estimates`. Two identities rest on `canonical` JSON:
-`run_id` hashes what is pretrained alone, and each tuning stage has one that hashes what it is tuned from and how, so another
-layout or cluster may resume their checkpoints; a program's identity is its code (`runtime.manifest.program_identity`).
+Five parts: *what is trained* (`shape`, `data`, `training`, and from it the tuning stages: `sft`, `reward`, `dpo`, `ppo`,
+`grpo`), *how* (`validation`, `stages`, `evaluate`, `export`, `layout`, `kernels`), *where* (`cluster`), `reasons`, and
+`estimates`. Two identities rest on `canonical` JSON: `run_id` hashes what is pretrained alone, and each tuning stage has one
+that hashes what it is tuned from and how, so another layout or cluster may resume their checkpoints; a program's identity is its
+code (`runtime.manifest.program_identity`).
 
 Absence is never `None`: an empty tuple, an empty string or a word such as "none" says it.
 """
@@ -16,13 +17,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainwright.compiler.canonical import build, canonical_json, to_plain
-from trainwright.compiler.plan_stages import Dpo, Evaluate, Export, Sft, StagePlan
+from trainwright.compiler.plan_stages import Dpo, Evaluate, Export, Grpo, Ppo, Reward, Sft, StagePlan, Tuned
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # The parts of a plan whose leaves have reasons.
 DECIDED = (
     *("shape", "data", "training", "validation"),
-    *("stages", "sft", "dpo", "evaluate", "export"),
+    *("stages", "sft", "reward", "dpo", "ppo", "grpo", "evaluate", "export"),
     *("layout", "kernels", "cluster"),
 )
 REASON_KINDS = ("pinned", "fact", "law", "search", "derived", "default")
@@ -107,8 +108,10 @@ class Training:
     optimizer: str  # "adam" (AdamW)
     learning_rate: float  # peak
     min_learning_rate: float
-    schedule: str  # "cosine" | "constant"
+    schedule: str  # "cosine" | "wsd" (constant, then a decay at the end) | "constant"
     warmup_steps: int
+    decay_steps: int  # of wsd; 0: another schedule
+    decay_style: str  # of wsd: "minus_sqrt" (1 - the root of the share that is done); "none": another schedule
     beta1: float
     beta2: float
     epsilon: float
@@ -166,11 +169,24 @@ class Kernels:
 
 
 @dataclass(frozen=True)
+class CostLine:
+    """What the user pays beside the devices."""
+
+    name: str
+    amount_usd: float
+    per: str  # "": once | "month"
+
+
+@dataclass(frozen=True)
 class Cluster:
     device: str  # a name in data/accelerators.yaml
     nodes: int
     devices_per_node: int
     price_usd_per_device_hour: float  # 0.0: not stated
+    power_w: float  # a device at work
+    pue: float  # power of the site / power of its computers
+    carbon_kg_per_kwh: float  # CO2 equivalent
+    costs: tuple[CostLine, ...]
 
 
 @dataclass(frozen=True)
@@ -220,6 +236,48 @@ class Round:
 
 
 @dataclass(frozen=True)
+class StageEstimate:
+    """What one stage takes; `assumption` says by what reckoning. All figures 0.0: not estimated."""
+
+    name: str
+    kind: str
+    trained_tokens: float  # forward and backward, all passes and all networks
+    scored_tokens: float  # forward alone, all networks
+    generated_tokens: float
+    flops: float  # model FLOPs, generation included
+    train_s: float  # forward and backward passes
+    generate_s: float
+    device_hours: float
+    cost_usd: float  # 0.0 without a price
+    energy_kwh: float
+    co2_kg: float
+    assumption: str
+
+
+@dataclass(frozen=True)
+class LineEstimate:
+    """A cost line over the whole pipeline."""
+
+    name: str
+    cost_usd: float
+    assumption: str
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums of the stages that are estimated, and of the cost lines."""
+
+    duration_s: float
+    flops: float
+    device_hours: float
+    devices_usd: float  # 0.0 without a price
+    lines_usd: float
+    energy_kwh: float
+    co2_kg: float
+    assumption: str  # of energy and CO2
+
+
+@dataclass(frozen=True)
 class Estimates:
     parameters: int
     active_parameters: int
@@ -236,6 +294,10 @@ class Estimates:
     epochs: float  # training tokens / unique_tokens; 0.0: not known
     inference_flops: float  # of scaling.inference_tokens
     rounds: tuple[Round, ...]
+    critical_batch_tokens: float  # tokens a step at which twice the least number of tokens is needed (kaplan2020)
+    batch_overhead: (
+        float  # extra tokens for the same loss, beside the batch that the law would take: a fraction; negative: fewer
+    )
     step_s: float
     step_s_low: float
     step_s_high: float
@@ -243,9 +305,12 @@ class Estimates:
     tokens_per_s_per_device: float
     mfu: float
     memory: MemoryEstimate
-    train_s: float  # steps x step_s
+    train_s: float  # of the pretraining: steps x step_s; device_hours and cost_usd likewise
     device_hours: float
     cost_usd: float  # 0.0 without a price
+    stages: tuple[StageEstimate, ...]
+    cost_lines: tuple[LineEstimate, ...]
+    totals: Totals
     warnings: tuple[str, ...]
     alternatives: tuple[Alternative, ...]
 
@@ -262,7 +327,10 @@ class Plan:
     validation: Validation
     stages: tuple[StagePlan, ...]
     sft: tuple[Sft, ...]
+    reward: tuple[Reward, ...]
     dpo: tuple[Dpo, ...]
+    ppo: tuple[Ppo, ...]
+    grpo: tuple[Grpo, ...]
     evaluate: tuple[Evaluate, ...]
     export: tuple[Export, ...]
     layout: Layout
@@ -300,14 +368,18 @@ def trained_identity(shape: Shape, data: Data, training: Training) -> str:
     return _identity({"shape": shape, "data": data, "training": training})
 
 
-def tuned_identity(initial: str, shape: Shape, data: Data, training: Training, tuned: Sft | Dpo) -> str:
-    """A tuning stage's `run_id`: 8 hex digits of what is tuned, on what, and how. Its layout, cadence and name do not count.
+def tuned_identity(initial: str, shape: Shape, data: Data, training: Training, tuned: Tuned, reward: str = "") -> str:
+    """A tuning stage's `run_id`: 8 hex digits of what is tuned, on what, and how. Its layout, cadence, name and assumed volume do
+    not count.
 
-    `initial`: the `run_id` of the stage that it starts from, or the path as written.
+    `initial`: the `run_id` of the stage that it starts from, or the path as written; `reward`: likewise of what scores its
+    answers, or "verifier", where it has such a setting.
     """
     settings = to_plain(tuned)
-    for name in ("stage", "run_id"):
+    for name in ("stage", "run_id", "volume"):
         del settings[name]
+    if "reward" in settings:
+        settings["reward"] = reward
     for name in ("micro_batch", "checkpoint_every_steps"):
         del settings["training"][name]
     optimizer = ("context_length", "precision", "optimizer", "beta1", "beta2", "epsilon", "clip_grad", "seed")

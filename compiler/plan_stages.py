@@ -58,6 +58,7 @@ class Sft:
     too_long: str  # "truncate" | "drop" | "split"
     chat_template: str  # "": that of the model, else the default
     training: TuningSchedule
+    volume: Volume
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Dpo:
     beta: float  # 1 / nats
     nll: float  # weight of the chosen answer's negative log-likelihood; 0.0: none
     training: TuningSchedule
+    volume: Volume
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,9 @@ class Grpo(Reinforced):
     """A stage of kind grpo: the mean of a prompt's samples stands for the value, so there is no network for it."""
 
     value_model: bool  # false
+
+
+Tuned = Sft | Reward | Dpo | Ppo | Grpo
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,9 @@ OPEN = {
     "epochs": Range(1, 1000),
     "retries": Range(0, 100),
     "num_fewshot": Range(0, 100),
+    "samples": Range(1, 4096),
+    "length": Range(1, 1e7),
+    "examples": Range(1, 1e12),
 }
 
 

@@ -17,10 +17,10 @@ from trainwright.compiler.facts import Device, Family, find_device, find_family
 from trainwright.compiler.laws.find import find_law, load_law_file
 from trainwright.compiler.laws.law import Law
 from trainwright.compiler.load import LoadedSpec
-from trainwright.compiler.plan import Source
+from trainwright.compiler.plan import CostLine, Source
 from trainwright.compiler.ranges import Choice, Range, list_divisors, open_choice, open_range
 from trainwright.compiler.resolve_stages import ResolvedStages, resolve_stages
-from trainwright.compiler.spec import DataSpec, ModelSpec, Spec
+from trainwright.compiler.spec import DataSpec, ModelSpec, PowerSpec, Spec
 from trainwright.compiler.units import Quantity, format_quantity
 
 
@@ -67,6 +67,8 @@ class ResolvedTraining:
     schedule: Choice[str]
     warmup_unit: str  # "steps" | "fraction" (of the steps)
     warmup: Range
+    decay_unit: str  # likewise
+    decay: Range  # of a wsd schedule
     weight_decay: Range
     beta1: Range
     beta2: Range
@@ -86,9 +88,27 @@ class ResolvedCompute:
 
 
 @dataclass(frozen=True)
+class ResolvedPower:
+    """Infinite: not stated."""
+
+    device_w: float
+    pue: float
+    carbon_kg_per_kwh: float
+
+
+@dataclass(frozen=True)
 class ResolvedObjective:
     target_loss: float  # nats a token of the law; 0.0: not stated
     deadline_s: float  # on all devices; infinite: not stated
+
+
+@dataclass(frozen=True)
+class MupBase:
+    """The run that a learning rate is transferred from."""
+
+    hidden_size: int
+    learning_rate: float
+    init_std: float
 
 
 @dataclass(frozen=True)
@@ -96,6 +116,9 @@ class ResolvedScaling:
     law: Law
     inference_tokens: float  # 0.0: not stated
     serving_memory_bytes: float  # infinite: not stated
+    learning_rate: str  # a law, or "mup"; "": the default
+    batch: str  # a law; "": the default
+    mup: tuple[MupBase, ...]  # one when stated, else empty
 
 
 @dataclass(frozen=True)
@@ -119,6 +142,8 @@ class ResolvedSpec:
     data: ResolvedData
     training: ResolvedTraining
     compute: ResolvedCompute
+    power: ResolvedPower
+    costs: tuple[CostLine, ...]
     objective: ResolvedObjective
     scaling: ResolvedScaling
     layout: ResolvedLayout
@@ -146,7 +171,7 @@ def resolve_spec(loaded: LoadedSpec) -> ResolvedSpec:
     devices = spec.compute.nodes * spec.compute.devices_per_node
     cuda = device.kind == "cuda"
     layer_spec = spec.layout.layer_spec or ("transformer_engine" if cuda else "local")
-    price = spec.cluster.price
+    price, mup = spec.cluster.price, spec.scaling.mup
     return ResolvedSpec(
         name=spec.name,
         overrides=document.overrides,
@@ -162,6 +187,8 @@ def resolve_spec(loaded: LoadedSpec) -> ResolvedSpec:
             budget=spec.compute.budget or Quantity("none", 0.0),
             price_usd_per_device_hour=price.amount if price is not None else 0.0,
         ),
+        power=_power(spec.cluster.power),
+        costs=tuple(CostLine(line.name, line.amount.amount, line.per or "") for line in spec.cluster.costs),
         objective=ResolvedObjective(
             target_loss=spec.objective.target_loss or 0.0,
             deadline_s=spec.objective.deadline.amount if spec.objective.deadline is not None else math.inf,
@@ -172,6 +199,9 @@ def resolve_spec(loaded: LoadedSpec) -> ResolvedSpec:
             serving_memory_bytes=(
                 spec.scaling.serving_memory.amount if spec.scaling.serving_memory is not None else math.inf
             ),
+            learning_rate=spec.scaling.learning_rate or "",
+            batch=spec.scaling.batch or "",
+            mup=() if mup is None else (MupBase(mup.hidden_size, mup.learning_rate, mup.init_std),),
         ),
         layout=ResolvedLayout(
             # Beyond a node's fast links tensor parallelism is slower than any other layout.
@@ -292,15 +322,25 @@ def _training(spec: Spec) -> ResolvedTraining:
         global_batch=open_range(given.global_batch, "batch"),
         learning_rate=open_range(given.learning_rate, "learning_rate"),
         min_learning_rate=open_range(given.min_learning_rate, "min_learning_rate"),
-        schedule=open_choice(given.schedule, ("cosine", "constant")),
+        schedule=open_choice(given.schedule, ("cosine", "wsd", "constant")),
         warmup_unit=given.warmup.kind if given.warmup is not None else "fraction",
         warmup=open_range(given.warmup, "fraction"),
+        decay_unit=given.decay.kind if given.decay is not None else "fraction",
+        decay=open_range(given.decay, "fraction"),
         weight_decay=open_range(given.weight_decay, "not_negative"),
         beta1=open_range(given.beta1, "fraction"),
         beta2=open_range(given.beta2, "fraction"),
         epsilon=open_range(given.epsilon, "positive"),
         clip_grad=open_range(given.clip_grad, "positive"),
         init_std=open_range(given.init_std, "positive"),
+    )
+
+
+def _power(power: PowerSpec) -> ResolvedPower:
+    return ResolvedPower(
+        device_w=power.device.amount if power.device is not None else math.inf,
+        pue=power.pue if power.pue is not None else math.inf,
+        carbon_kg_per_kwh=power.carbon.amount if power.carbon is not None else math.inf,
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from trainwright.compiler.lineage import base_of, is_path, kind_of, model_of, origin_of, tuned_on_the_way
+from trainwright.compiler.lineage import base_of, is_path, kind_of, model_of, origin_of, reward_of, tuned_on_the_way
 from trainwright.compiler.ranges import Choice, Range, open_choice, open_range
 from trainwright.compiler.spec import Spec
 from trainwright.compiler.spec_stages import TUNING_KINDS, StageSpec
@@ -28,7 +28,7 @@ class ResolvedCuration:
 
 @dataclass(frozen=True)
 class ResolvedTuning:
-    """A stage of kind sft or dpo; what only the other kind has is open."""
+    """A stage of a kind that tunes; what only other kinds have is open."""
 
     stage: ResolvedStage
     path: str  # "" with a connector
@@ -45,6 +45,17 @@ class ResolvedTuning:
     weight_decay: Range
     beta: Range
     nll: Range
+    reward: str  # of ppo and grpo: an instance, a path, or "verifier"; else ""
+    samples: Range
+    kl: Range
+    clip: Range
+    minibatch: Range  # episodes
+    inner_epochs: Range
+    temperature: Range
+    max_answer_tokens: Range
+    examples: Range
+    prompt_tokens: Range
+    answer_tokens: Range
 
 
 @dataclass(frozen=True)
@@ -83,6 +94,7 @@ class ResolvedStages:
         for tuning in self.tunings:
             yield f"stages.{tuning.stage.name}.data", tuning.path
             yield f"stages.{tuning.stage.name}.chat_template", tuning.chat_template
+            yield f"stages.{tuning.stage.name}.reward", tuning.reward if is_path(tuning.reward) else ""
         for evaluation in self.evaluations:
             for task in evaluation.tasks:
                 yield f"stages.{evaluation.stage.name}.tasks.{task.name}.data", task.path
@@ -101,7 +113,7 @@ def resolve_stages(spec: Spec) -> ResolvedStages:
             scrub=() if curate.scrub is None else (curate.scrub,),
         ),
         baseline=open_choice(baseline, ("none", "bigram")),
-        tunings=tuple(_tuning(stages[s.name], s) for s in written.values() if s.kind in TUNING_KINDS),
+        tunings=tuple(_tuning(spec, s) for s in written.values() if s.kind in TUNING_KINDS),
         evaluations=tuple(_evaluation(spec, s) for s in written.values() if s.kind == "evaluate"),
     )
 
@@ -117,7 +129,8 @@ def _stage(spec: Spec, name: str) -> ResolvedStage:
     )
 
 
-def _tuning(given: StageSpec, stage: ResolvedStage) -> ResolvedTuning:
+def _tuning(spec: Spec, stage: ResolvedStage) -> ResolvedTuning:
+    given = spec.stages[stage.name]
     batch = given.global_batch
     return ResolvedTuning(
         stage=stage,
@@ -135,6 +148,17 @@ def _tuning(given: StageSpec, stage: ResolvedStage) -> ResolvedTuning:
         weight_decay=open_range(given.weight_decay, "not_negative"),
         beta=open_range(given.beta, "positive"),
         nll=open_range(given.nll, "not_negative"),
+        reward=reward_of(spec.stages, stage.name),
+        samples=open_range(given.samples, "samples"),
+        kl=open_range(given.kl, "not_negative"),
+        clip=open_range(given.clip, "positive"),
+        minibatch=open_range(given.minibatch, "batch"),
+        inner_epochs=open_range(given.inner_epochs, "epochs"),
+        temperature=open_range(given.temperature, "positive"),
+        max_answer_tokens=open_range(given.max_answer_tokens, "length"),
+        examples=open_range(given.examples, "examples"),
+        prompt_tokens=open_range(given.prompt_tokens, "length"),
+        answer_tokens=open_range(given.answer_tokens, "length"),
     )
 
 

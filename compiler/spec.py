@@ -10,10 +10,13 @@ from pydantic import BeforeValidator, Field
 from trainwright.compiler.spec_fields import (
     Batch,
     Budget,
+    Carbon,
     Deadline,
     HeldOut,
     Memory,
+    Money,
     Name,
+    Power,
     Price,
     Section,
     ServedTokens,
@@ -133,8 +136,12 @@ class TrainingSpec(Section):
     min_learning_rate: float | None = Field(
         default=None, ge=0, le=10, description="learning rate at the end (per step)"
     )
-    schedule: Literal["cosine", "constant"] | None = Field(
-        default=None, description="course of the learning rate after warm-up"
+    schedule: Literal["cosine", "wsd", "constant"] | None = Field(
+        default=None,
+        description="course of the learning rate after warm-up; wsd: constant, then a decay at the end; absent: cosine",
+    )
+    decay: Warmup | None = Field(
+        default=None, description='wsd: the decay that ends it, as "20%" of the steps or "5000 steps"; absent: 20 %'
     )
     warmup: Warmup | None = Field(default=None, description='linear warm-up, as "2000 steps" or "3%" of the steps')
     weight_decay: float | None = Field(
@@ -161,10 +168,44 @@ class ComputeSpec(Section):
     )
 
 
+class PowerSpec(Section):
+    """What the cluster draws, and what that does."""
+
+    device: Power | None = Field(
+        default=None, description="a device at work (W), such as 700 W; absent: its data sheet's figure"
+    )
+    pue: float | None = Field(
+        default=None,
+        ge=1,
+        le=10,
+        description="power of the site / power of its computers (power usage effectiveness); absent: 1.1, LLaMA's",
+    )
+    carbon: Carbon | None = Field(
+        default=None,
+        description="CO2 equivalent a kWh, such as 0.385 kg/kWh (LLaMA's, the USA's average); absent: that",
+    )
+
+
+class CostSpec(Section):
+    """What the user pays beside the devices."""
+
+    name: str = Field(min_length=1, max_length=64, description="what the table of costs calls it")
+    amount: Money = Field(description='money, such as "$50k"')
+    per: Literal["month"] | None = Field(
+        default=None, description="paid again each month (365.25 / 12 days) that the stages take; absent: once"
+    )
+
+
 class ClusterSpec(Section):
     """What is particular to the user's cluster."""
 
     price: Price | None = Field(default=None, description='"$2.10/device-hour"; absent: no cost is shown')
+    power: Annotated[PowerSpec, BeforeValidator(section_or_empty)] = Field(
+        default=PowerSpec(), description="power of the cluster, for energy and CO2"
+    )
+    costs: Annotated[tuple[CostSpec, ...], Field(strict=False)] = Field(
+        default=(), description="the user's own cost lines, added to those of the devices"
+    )
 
 
 class ObjectiveSpec(Section):
@@ -182,8 +223,16 @@ class ObjectiveSpec(Section):
     )
 
 
+class MupSpec(Section):
+    """The run whose learning rate is transferred: same depth, batch and tokens, another width."""
+
+    hidden_size: int = Field(ge=8, le=200_000, description="its width (elements)")
+    learning_rate: float = Field(gt=0, le=10, description="its best peak learning rate (per step)")
+    init_std: float = Field(gt=0, le=10, description="standard deviation of its initial weights")
+
+
 class ScalingSpec(Section):
-    """By which laws sizes are chosen."""
+    """By which laws sizes, learning rate and batch are chosen."""
 
     law: str | None = Field(
         default=None,
@@ -200,6 +249,19 @@ class ScalingSpec(Section):
         default=None,
         description="memory that the weights of a mixture of experts may take where it is served (bytes, bf16); absent: no limit",
     )
+    learning_rate: Literal["step_law", "deepseek_llm", "porian2024", "bjorck2024", "ludziejewski2025", "mup"] | None = (
+        Field(
+            default=None,
+            description="law of the peak learning rate; mup: transferred from the run in scaling.mup; absent: step_law, of a"
+            " mixture of experts ludziejewski2025",
+        )
+    )
+    batch: Literal["step_law", "deepseek_llm", "porian2024", "kaplan2020"] | None = Field(
+        default=None,
+        description="law of the global batch; kaplan2020: its critical batch; absent: that of the learning rate where it has one,"
+        " else step_law",
+    )
+    mup: MupSpec | None = Field(default=None, description="the base run of learning_rate: mup")
 
 
 class LayoutSpec(Section):

@@ -61,6 +61,9 @@ Deadline = Annotated[Quantity, _Measure(("time",), low=1)]
 ServedTokens = Annotated[Quantity, _Measure(("tokens",), bare="tokens", low=1, high=1e20)]
 Memory = Annotated[Quantity, _Measure(("bytes",), low=1e6, high=1e16)]
 Price = Annotated[Quantity, _Measure(("price",), low=1e-4, high=1e5)]
+Money = Annotated[Quantity, _Measure(("money",), low=0.01, high=1e15)]
+Power = Annotated[Quantity, _Measure(("power",), low=0.1, high=1e5)]
+Carbon = Annotated[Quantity, _Measure(("carbon",), high=10)]
 
 
 class Section(BaseModel):

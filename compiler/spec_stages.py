@@ -8,12 +8,18 @@ from pydantic.config import JsonDict
 from trainwright.compiler.spec_fields import Batch, Metric, Name, Section, WarmupShare
 
 # In the order of the pipeline.
-StageKind = Literal["ingest", "curate", "tokenizer", "tokenize", "pretrain", "sft", "dpo", "evaluate", "export"]
+StageKind = Literal[
+    "ingest", "curate", "tokenizer", "tokenize", "pretrain", "sft", "reward", "dpo", "ppo", "grpo", "evaluate", "export"
+]
 STAGE_KINDS: tuple[StageKind, ...] = get_args(StageKind)
 SINGLE_KINDS: tuple[StageKind, ...] = ("ingest", "curate", "tokenizer", "tokenize", "pretrain")  # once in a plan
-MODEL_KINDS: tuple[StageKind, ...] = ("pretrain", "sft", "dpo")  # they leave a checkpoint
-TUNING_KINDS: tuple[StageKind, ...] = ("sft", "dpo")
-STARTING_KINDS: tuple[StageKind, ...] = ("sft", "dpo", "evaluate", "export")  # they start from a checkpoint
+MODEL_KINDS: tuple[StageKind, ...] = ("pretrain", "sft", "dpo", "ppo", "grpo")  # they leave a language model
+PAIR_KINDS: tuple[StageKind, ...] = ("reward", "dpo")  # tuned on pairs of answers
+RECORD_KINDS: tuple[StageKind, ...] = ("sft", *PAIR_KINDS)  # tuned on answers that are there
+PROMPT_KINDS: tuple[StageKind, ...] = ("ppo", "grpo")  # tuned on answers that they generate, which something scores
+TUNING_KINDS: tuple[StageKind, ...] = (*RECORD_KINDS, *PROMPT_KINDS)
+STARTING_KINDS: tuple[StageKind, ...] = (*TUNING_KINDS, "evaluate", "export")  # they start from a checkpoint
+VERIFIER = "verifier"  # what `reward` calls a program that checks answers
 
 
 def _of(*kinds: StageKind, description: str, **bounds: Any) -> Any:
@@ -68,14 +74,15 @@ class StageSpec(Section):
     data: str | None = _of(
         *TUNING_KINDS,
         min_length=1,
-        description="file or glob of .jsonl, with {messages} for sft, {prompt, chosen, rejected} for dpo; relative to"
-        " data.root, kept as written",
+        description="file or glob of .jsonl, with {messages} for sft, {prompt, chosen, rejected} for reward and dpo, {prompt} for"
+        " ppo and grpo (and what a verifier checks an answer by); relative to data.root, kept as written",
     )
     connector: Literal["python-stdlib:questions", "python-stdlib:preferences"] | None = _of(
-        *TUNING_KINDS, description="records that are made where the run happens: questions for sft, preferences for dpo"
+        *RECORD_KINDS,
+        description="records that are made where the run happens: questions for sft, preferences for reward and dpo",
     )
     too_long: Literal["truncate", "drop", "split"] | None = _of(
-        *TUNING_KINDS, description="what becomes of a record longer than the context; only a conversation can be split"
+        *RECORD_KINDS, description="what becomes of a record longer than the context; only a conversation can be split"
     )
     chat_template: str | None = _of(
         "sft",
@@ -84,7 +91,9 @@ class StageSpec(Section):
     )
     epochs: int | None = _of(*TUNING_KINDS, ge=1, le=1000, description="passes over the data (count)")
     global_batch: Batch | None = _of(
-        *TUNING_KINDS, description='a step, as "8 sequences" (rows in which examples are packed; dpo: twice as long)'
+        *TUNING_KINDS,
+        description='a step, as "8 sequences" (rows in which examples are packed, of reward and dpo twice as long; of ppo and'
+        " grpo episodes: an answer generated for a prompt)",
     )
     learning_rate: float | None = _of(*TUNING_KINDS, gt=0, le=10, description="peak learning rate (per step)")
     min_learning_rate: float | None = _of(*TUNING_KINDS, ge=0, le=10, description="learning rate at the end (per step)")
@@ -100,6 +109,47 @@ class StageSpec(Section):
     )
     nll: float | None = _of(
         "dpo", ge=0, le=1000, description="weight of the chosen answer's negative log-likelihood in the loss; 0: none"
+    )
+    reward: str | None = _of(
+        *PROMPT_KINDS,
+        min_length=1,
+        description='who scores an answer: a stage of kind reward, a path to a checkpoint of one, which holds a "/", or'
+        " verifier (a program that checks it); absent: of ppo the nearest reward stage above it, of grpo a verifier",
+    )
+    samples: int | None = _of(
+        *PROMPT_KINDS, ge=1, le=4096, description="answers generated for a prompt each time it is drawn (count)"
+    )
+    kl: float | None = _of(
+        *PROMPT_KINDS,
+        ge=0,
+        le=100,
+        description="weight of the divergence from the model that it starts from (1 / nats)",
+    )
+    clip: float | None = _of(
+        *PROMPT_KINDS, gt=0, le=100, description="largest change of a token's probability ratio in one update"
+    )
+    minibatch: int | None = _of(*PROMPT_KINDS, ge=1, le=10**9, description="episodes an update (count)")
+    inner_epochs: int | None = _of(
+        *PROMPT_KINDS, ge=1, le=100, description="passes over a batch of episodes, in minibatches (count)"
+    )
+    temperature: float | None = _of(*PROMPT_KINDS, gt=0, le=10, description="temperature of the sampling")
+    max_answer_tokens: int | None = _of(
+        *PROMPT_KINDS, ge=1, le=10**7, description="where the generation of an answer stops (tokens)"
+    )
+    examples: int | None = _of(
+        *TUNING_KINDS,
+        ge=1,
+        le=10**12,
+        description="conversations, pairs or prompts that are trained on, an epoch (count): prices the stage",
+    )
+    prompt_tokens: int | None = _of(
+        *TUNING_KINDS,
+        ge=1,
+        le=10**7,
+        description="mean length of what is not learned of an example (tokens): prices the stage",
+    )
+    answer_tokens: int | None = _of(
+        *TUNING_KINDS, ge=1, le=10**7, description="mean length of an answer (tokens): prices the stage"
     )
     compare: Annotated[tuple[str, ...], Field(strict=False)] | None = _of(
         "evaluate", description="models that the evaluated one is compared with on the same items: stages, or a path"

@@ -11,16 +11,21 @@ from trainwright.compiler.lineage import (
     lineage_of,
     model_of,
     origin_of,
+    reward_of,
+    stands_on,
     tuned_on_the_way,
 )
 from trainwright.compiler.metrics import list_metrics, range_of
 from trainwright.compiler.spec import Spec
 from trainwright.compiler.spec_stages import (
     MODEL_KINDS,
+    PROMPT_KINDS,
+    RECORD_KINDS,
     SINGLE_KINDS,
     STAGE_KINDS,
     STARTING_KINDS,
     TUNING_KINDS,
+    VERIFIER,
     StageSpec,
     TaskSpec,
     key_of,
@@ -28,9 +33,13 @@ from trainwright.compiler.spec_stages import (
 )
 
 Found = Iterator[tuple[str, str]]  # (path, what is wrong and the fix)
-_CONNECTOR_OF = {"sft": "python-stdlib:questions", "dpo": "python-stdlib:preferences"}
+_CONNECTOR_OF = {
+    "sft": "python-stdlib:questions",
+    "reward": "python-stdlib:preferences",
+    "dpo": "python-stdlib:preferences",
+}
 _RECORDS, _YAML = (".jsonl", ".jsonl.gz", ".json", ".json.gz"), (".yaml", ".yml")  # what names of files end in
-_TOO_LONG_OF = {"sft": ("truncate", "drop", "split"), "dpo": ("truncate", "drop")}
+_TOO_LONG_OF = {"sft": ("truncate", "drop", "split"), "reward": ("truncate", "drop"), "dpo": ("truncate", "drop")}
 
 
 def find_stage_contradictions(spec: Spec) -> Found:
@@ -44,8 +53,12 @@ def find_stage_contradictions(spec: Spec) -> Found:
         yield from _foreign_fields(name, kind, stage)
         if kind in STARTING_KINDS:
             yield from _origin(stages, name)
-        if kind in TUNING_KINDS:
+        if kind in RECORD_KINDS:
             yield from _records(name, kind, stage)
+        if kind in PROMPT_KINDS:
+            yield from _prompts(name, kind, stage)
+            yield from _reward(stages, name)
+        if kind in TUNING_KINDS:
             yield from _rates(name, stage)
         if kind == "evaluate":
             yield from _compare(stages, name)
@@ -63,6 +76,8 @@ def _kinds(stages: Stages) -> Found:
             kinds = ", ".join(STAGE_KINDS)
             fix = f"add kind: with one of {kinds}, or rename the instance"
             yield f"stages.{name}", f"there is no stage kind {name}{_meant(name, STAGE_KINDS)}; {fix}"
+        elif name == VERIFIER:
+            yield f"stages.{name}", f"{name} is what `reward` calls a program that checks answers; rename the instance"
         elif name in STAGE_KINDS and kind != name:
             yield f"stages.{name}", f"{name} is the name of another kind than {kind}; rename the instance"
 
@@ -88,8 +103,8 @@ def _origin(stages: Stages, name: str) -> Found:
         return
     elif origin not in stages:
         yield path, f"there is no stage {origin}{_meant(origin, models)}; {fix}"
-    elif kind_of(stages, origin) not in (*MODEL_KINDS, "evaluate"):
-        yield path, f"{origin} is of kind {kind_of(stages, origin)}, which yields no model; {fix}"
+    elif not _leads_to_model(stages, origin):
+        yield path, f"{_no_model(stages, origin)}; {fix}"
     elif origin_of(stages, (line := lineage_of(stages, name))[-1]) == name:
         circle = " from ".join((*line, name))
         yield path, f"{circle} is a circle; one of them must start from pretrain, or from a path to a checkpoint"
@@ -99,13 +114,71 @@ def _leads_to_model(stages: Stages, name: str) -> bool:
     return kind_of(stages, name) in (*MODEL_KINDS, "evaluate")
 
 
+def _no_model(stages: Stages, name: str) -> str:
+    kind = kind_of(stages, name)
+    why = "scores answers, and is no language model" if kind == "reward" else "yields no model"
+    return f"{name} is of kind {kind}, which {why}"
+
+
+def _prompts(name: str, kind: str, stage: StageSpec) -> Found:
+    """Prompts come from files, and a batch of episodes is whole prompts of whole samples."""
+    path = f"stages.{name}"
+    if stage.data is None:
+        yield (
+            path,
+            f"there is no data: a stage of kind {kind} ({name}) generates answers to the prompts of its data; add it",
+        )
+    yield from _readable(path, stage.data, _RECORDS)
+    samples, batch = stage.samples, stage.global_batch
+    if kind == "grpo" and samples == 1:
+        text = "1 answer is its own mean, from which nothing is learned: grpo compares at least 2; take 8 or 16, or kind ppo"
+        yield f"{path}.samples", text
+    if batch is not None and batch.kind == "tokens":
+        text = f"a batch of {kind} is counted in episodes, which are of any length; write it as sequences"
+        yield f"{path}.global_batch", text
+    elif batch is not None and samples is not None and batch.count % samples:
+        near = sorted({max(1, batch.count // samples) * samples, -(-batch.count // samples) * samples})
+        text = (
+            f"{batch.count} sequences / samples {samples} = {batch.count / samples:.4g} prompts a step, and only whole ones"
+            f" exist; take {_or(map(str, near))}"
+        )
+        yield f"{path}.global_batch", text
+    whole, part = batch.count if batch is not None else 0, stage.minibatch
+    if part is not None and whole and (part > whole or whole % part):
+        text = f"global_batch {whole} / minibatch {part} = {whole / part:.4g} updates, and only whole ones exist; take a divisor"
+        yield f"{path}.minibatch", text
+
+
+def _reward(stages: Stages, name: str) -> Found:
+    """Answers are scored by a reward stage on the tokens of the policy, which is there before it; or by a verifier."""
+    path, reward = f"stages.{name}.reward", reward_of(stages, name)
+    scorers = [other for other in stages if kind_of(stages, other) == "reward" and not stands_on(stages, other, name)]
+    known = f"take {_or(scorers)}, or" if scorers else "add a stage of kind reward above it, or name"
+    fix = (
+        f'{known} a path to a checkpoint of one, which holds a "/", or {VERIFIER} where a program can check the answers'
+    )
+    if not reward:
+        yield path, f"nothing scores the answers of {name}: there is no stage of kind reward above it; {fix}"
+    elif reward == VERIFIER or is_path(reward):
+        return
+    elif reward not in stages:
+        yield path, f"there is no stage {reward}{_meant(reward, scorers)}; {fix}"
+    elif kind_of(stages, reward) != "reward":
+        yield path, f"{reward} is of kind {kind_of(stages, reward)}, which scores no answers; {fix}"
+    elif stands_on(stages, reward, name):
+        yield path, f"{reward} comes from {name} itself, whose answers it is to score; {fix}"
+    elif "" not in (bases := (base_of(stages, reward), base_of(stages, name))) and len(set(bases)) == 2:
+        text = f"{reward} comes from {bases[0]}, and {name} from {bases[1]}: their tokens may differ"
+        yield path, f"{text}; take a reward model that comes from {bases[1]}"
+
+
 def _records(name: str, kind: str, stage: StageSpec) -> Found:
     path, connector = f"stages.{name}", stage.connector
     yield from _one_of_two(path, f"a stage of kind {kind} ({name})", stage)
     yield from _readable(path, stage.data, _RECORDS)
     if connector is not None and connector != _CONNECTOR_OF[kind]:
-        other = next(other for other, made in _CONNECTOR_OF.items() if made == connector)
-        text = f"{connector} makes records for {other}; for {kind} it is {_CONNECTOR_OF[kind]}"
+        others = " and ".join(other for other, made in _CONNECTOR_OF.items() if made == connector)
+        text = f"{connector} makes records for {others}; for {kind} it is {_CONNECTOR_OF[kind]}"
         yield f"{path}.connector", text
     if stage.too_long is not None and stage.too_long not in _TOO_LONG_OF[kind]:
         text = f"a pair of answers cannot be split as a conversation can; take {_or(_TOO_LONG_OF[kind])}"
@@ -146,7 +219,7 @@ def _compare(stages: Stages, name: str) -> Found:
         elif not is_path(other) and other not in stages:
             yield path, f"there is no stage {other}{_meant(other, models)}; {take}"
         elif not is_path(other) and kind_of(stages, other) not in MODEL_KINDS:
-            yield path, f"{other} is of kind {kind_of(stages, other)}, which yields no model; {take}"
+            yield path, f"{_no_model(stages, other)}; {take}"
         elif base and base_of(stages, other) not in ("", base):
             text = f"{other} comes from {base_of(stages, other)}, and {evaluated} from {base}"
             yield path, f"{text}: their tokens and their split may differ; compare models that come from {base}"

@@ -57,6 +57,8 @@ KINDS: Mapping[str, _Kind] = {
     "price": _Kind('a price ("$2.10/device-hour")', _units("/device-hour=1")),
     "flops": _Kind('FLOPs ("6e23 FLOPs")', _units("FLOPs=1 FLOP=1")),
     "device_hours": _Kind('device-hours ("500k device-hours")', _units("device-hours=1 device-hour=1")),
+    "power": _Kind('a power ("700 W", "0.7 kW")', _units("W=1 watts=1 watt=1")),
+    "carbon": _Kind('CO2 a kWh ("0.385 kg/kWh", "385 g/kWh")', _units("kg/kWh=1 g/kWh=1e-3")),
     "bytes": _Kind(
         'bytes ("80 GB", "80 GiB")',
         _units("bytes=1 byte=1 B=1 kB=1e3 MB=1e6 GB=1e9 TB=1e12 KiB=1024 MiB=1048576 GiB=1073741824 TiB=1099511627776"),
@@ -101,7 +103,7 @@ def _unit(value: object, dollar: str, rest: str, accepted: tuple[str, ...], bare
             units[""] = Decimal(1)
         by_case = {spelling.casefold(): factor for spelling, factor in units.items()}
         for multiplier in MULTIPLIERS:
-            if not rest.startswith(multiplier) or (multiplier and kind in ("bytes", "fraction", "time")):
+            if not rest.startswith(multiplier) or (multiplier and kind in ("bytes", "carbon", "fraction", "time")):
                 continue
             word = rest.removeprefix(multiplier).strip()
             factor = units.get(word)
@@ -120,6 +122,8 @@ def _refusal(value: object, accepted: tuple[str, ...], problem: str) -> UnitErro
 
 _STEPS: Mapping[str, tuple[tuple[str, float], ...]] = {
     "time": ((" days", 86400.0), (" hours", 3600.0), (" minutes", 60.0), (" s", 1.0), (" ms", 1e-3)),
+    "energy": ((" GWh", 1e6), (" MWh", 1e3), (" kWh", 1.0), (" Wh", 1e-3)),
+    "mass": ((" t", 1e3), (" kg", 1.0), (" g", 1e-3)),
     "bytes": ((" GiB", 2.0**30), (" MiB", 2.0**20), (" KiB", 2.0**10), (" bytes", 1.0)),
 }
 _COUNT_STEPS = (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))
@@ -129,11 +133,16 @@ _SUFFIX = {
     "sequences": " sequences",
     "steps": " steps",
     "device_hours": " device-hours",
+    "power": " W",
+    "carbon": " kg/kWh",
 }
 
 
 def format_quantity(kind: str, amount: float) -> str:
-    """A quantity for people, to 4 significant digits (whole numbers below 10,000 and times below 2 units a step finer)."""
+    """A quantity for people, to 4 significant digits (whole numbers below 10,000 and times below 2 units a step finer).
+
+    Beside the kinds that a spec has: energy in kWh, mass in kg.
+    """
     if kind == "flops":
         return f"{amount:.4g} FLOPs"
     if kind == "fraction":

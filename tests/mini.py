@@ -14,7 +14,7 @@ model:
 data:
   sources: [{name: docs, path: 'corpus/*.jsonl', filters: none}]
   tokens: 40960
-training: {global_batch: 8 sequences, learning_rate: 5e-3}
+training: {global_batch: 8 sequences, learning_rate: 5e-3, schedule: wsd, beta2: 0.95, weight_decay: 0.1}
 compute: {device: cpu, nodes: 1, devices_per_node: 2}
 stages:
   curate: {near_duplicates: 0.8}

@@ -14,10 +14,9 @@ import pytest
 from ruamel.yaml import YAML
 
 from trainwright.compiler.choose.budget import choose_parameters_and_tokens, predict_loss
-from trainwright.compiler.choose.hyperparameters import suggest_batch_tokens, suggest_learning_rate
 from trainwright.compiler.estimate.flops import model_flops_per_token
 from trainwright.compiler.estimate.params import count_parameters
-from trainwright.compiler.facts import find_hyperparameter_law, find_loss_law
+from trainwright.compiler.facts import find_loss_law
 from trainwright.compiler.plan import Shape
 
 
@@ -53,17 +52,6 @@ def test_refit_golden_values(reference: Path) -> None:
         parameters, tokens = choose_parameters_and_tokens(law, float(row["input"].removeprefix("C=")))
         computed = (parameters, tokens, predict_loss(law, parameters, tokens), tokens / parameters)
         assert computed == pytest.approx([float(row[key]) for key in ("N", "D", "loss", "ratio")], rel=1e-5)
-
-
-def test_step_law_golden_values(reference: Path) -> None:
-    law = find_hyperparameter_law("step_law")
-    rows = [row for row in _csv(reference / "scaling" / "golden_values.csv") if row["law"].startswith("steplaw")]
-    assert len(rows) == 5
-    for row in rows:
-        parameters, tokens = (float(text.split("=")[1]) for text in row["input"].split())
-        batch = suggest_batch_tokens(law, tokens).value
-        assert batch == pytest.approx(float(row["batch_tokens"]), rel=1e-5)
-        assert suggest_learning_rate(law, parameters, tokens, batch).value == pytest.approx(float(row["lr"]), rel=1e-5)
 
 
 def test_parameter_counts_of_reference_models(reference: Path) -> None:

@@ -1,14 +1,17 @@
 """A chosen candidate -> Plan: every section, and a reason for each of their leaves."""
 
 from trainwright.compiler.choose.candidate import Candidate
+from trainwright.compiler.choose.cluster import choose_cluster
+from trainwright.compiler.choose.costs import Pretraining, estimate_pipeline
 from trainwright.compiler.choose.estimates import make_estimates
 from trainwright.compiler.choose.evaluation import choose_evaluations, choose_exports
+from trainwright.compiler.choose.hyperparameters import price_batch
 from trainwright.compiler.choose.kernels import choose_kernels
 from trainwright.compiler.choose.ledger import Ledger, Section
 from trainwright.compiler.choose.stages import choose_stages
 from trainwright.compiler.choose.training import choose_validation
 from trainwright.compiler.choose.tuning import Pretrained, choose_tunings
-from trainwright.compiler.plan import SCHEMA_VERSION, Cluster, Curation, Data, Plan, Round, Source, trained_identity
+from trainwright.compiler.plan import SCHEMA_VERSION, Curation, Data, Plan, Round, Source, trained_identity
 from trainwright.compiler.resolve import ResolvedSpec
 
 # Held out of each source's bytes: 12 % for the final test and 4 % for validation leave 84 % for training (custom, no law).
@@ -36,18 +39,14 @@ def assemble_plan(spec: ResolvedSpec, chosen: Candidate, rounds: tuple[Round, ..
         step_s=chosen.layouts.step_s,
     )
     before = Pretrained(chosen.shape, data, chosen.training, layout, chosen.layouts.step_s)
-    sft, dpo = choose_tunings(spec, ledger, before, stages)
-    price = compute.price_usd_per_device_hour
-    cluster = Cluster(
-        device=ledger.note("cluster.device", compute.device.name, "pinned", "compute.device", pin="compute.device"),
-        nodes=ledger.note("cluster.nodes", compute.nodes, "pinned", "compute.nodes", pin="compute.nodes"),
-        devices_per_node=ledger.note(
-            "cluster.devices_per_node", compute.devices_per_node, "pinned", "", pin="compute.devices_per_node"
-        ),
-        price_usd_per_device_hour=ledger.note(
-            "cluster.price_usd_per_device_hour", price, "default", "no price is stated: no cost", pin="cluster.price"
-        ),
+    tunings = choose_tunings(spec, ledger, before, stages)
+    cluster = choose_cluster(spec, ledger)
+    of_devices = compute.devices * compute.device.peak_flops_per_s[chosen.training.precision]
+    pretraining = Pretraining(
+        chosen.workload, chosen.training, chosen.layouts.step_s, mfu=chosen.flops_per_s / of_devices
     )
+    batch = price_batch(spec.scaling, chosen.shape, chosen.training)
+    costs = estimate_pipeline(spec, pretraining, cluster, stages, tunings.all)
     return Plan(
         schema_version=SCHEMA_VERSION,
         name=spec.name,
@@ -58,14 +57,17 @@ def assemble_plan(spec: ResolvedSpec, chosen: Candidate, rounds: tuple[Round, ..
         training=chosen.training,
         validation=choose_validation(spec, ledger, chosen.training),
         stages=stages,
-        sft=sft,
-        dpo=dpo,
-        evaluate=choose_evaluations(spec, ledger, stages, (*sft, *dpo)),
+        sft=tunings.sft,
+        reward=tunings.reward,
+        dpo=tunings.dpo,
+        ppo=tunings.ppo,
+        grpo=tunings.grpo,
+        evaluate=choose_evaluations(spec, ledger, stages, (*tunings.sft, *tunings.dpo)),
         export=choose_exports(ledger, stages),
         layout=layout,
         kernels=kernels,
         cluster=cluster,
-        estimates=make_estimates(spec, chosen, rounds),
+        estimates=make_estimates(spec, chosen, rounds, cluster, costs, batch),
         reasons=ledger.reasons,
     )
 

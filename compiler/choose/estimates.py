@@ -8,16 +8,25 @@ import numpy as np
 
 from trainwright.compiler.choose.bands import NONE, band_of_answer, band_of_loss
 from trainwright.compiler.choose.candidate import Candidate
+from trainwright.compiler.choose.costs import PipelineCosts, rates_of
+from trainwright.compiler.choose.hyperparameters import BatchPrice, warn_of_batch
 from trainwright.compiler.estimate.cost import estimate_cost, estimate_mfu
 from trainwright.compiler.estimate.flops import executed_flops_per_token, model_flops_per_token
 from trainwright.compiler.estimate.memory import estimate_memory
 from trainwright.compiler.estimate.params import count_active_parameters, count_as, count_parameters
 from trainwright.compiler.estimate.step_time import estimate_step_time
-from trainwright.compiler.plan import Alternative, Estimates, Round, round_leaf
+from trainwright.compiler.plan import Alternative, Cluster, Estimates, Round, round_leaf
 from trainwright.compiler.resolve import ResolvedSpec
 
 
-def make_estimates(spec: ResolvedSpec, chosen: Candidate, rounds: tuple[Round, ...]) -> Estimates:
+def make_estimates(
+    spec: ResolvedSpec,
+    chosen: Candidate,
+    rounds: tuple[Round, ...],
+    cluster: Cluster,
+    costs: PipelineCosts,
+    batch: BatchPrice,
+) -> Estimates:
     """Estimates of the best layout of the candidate; the layouts after it are the alternatives."""
     workload, ranked, training = chosen.workload, chosen.layouts.ranked, chosen.training
     shape, context = workload.shape, workload.context_length
@@ -26,7 +35,7 @@ def make_estimates(spec: ResolvedSpec, chosen: Candidate, rounds: tuple[Round, .
     step_s, tokens = float(time.total[0]), training.tokens_per_step
     parameters = count_parameters(shape, context)
     model_flops = model_flops_per_token(shape, context) * tokens
-    cost = estimate_cost(training.steps, step_s, workload.devices, spec.compute.price_usd_per_device_hour)
+    cost = estimate_cost(training.steps * step_s, workload.devices, rates_of(cluster))
     mfu = estimate_mfu(model_flops, step_s, workload.devices, workload.device.peak_flops_per_s[workload.precision])
     unique = spec.data.unique_tokens if math.isfinite(spec.data.unique_tokens) else 0.0
     return Estimates(
@@ -39,6 +48,8 @@ def make_estimates(spec: ResolvedSpec, chosen: Candidate, rounds: tuple[Round, .
         epochs=round_leaf(chosen.trained_tokens / unique) if unique else 0.0,
         inference_flops=round_leaf(chosen.need.inference_flops),
         rounds=rounds,
+        critical_batch_tokens=round_leaf(batch.critical_tokens),
+        batch_overhead=round_leaf(batch.overhead),
         step_s=round_leaf(step_s),
         step_s_low=round_leaf(float(time.low[0])),
         step_s_high=round_leaf(float(time.high[0])),
@@ -46,10 +57,13 @@ def make_estimates(spec: ResolvedSpec, chosen: Candidate, rounds: tuple[Round, .
         tokens_per_s_per_device=round_leaf(tokens / step_s / workload.devices),
         mfu=round_leaf(mfu),
         memory=memory.row(0, workload.device.memory_bytes),
-        train_s=round_leaf(cost.train_s),
+        train_s=round_leaf(cost.duration_s),
         device_hours=round_leaf(cost.device_hours),
         cost_usd=round_leaf(cost.cost_usd),
-        warnings=chosen.warnings,
+        stages=costs.stages,
+        cost_lines=costs.lines,
+        totals=costs.totals,
+        warnings=(*chosen.warnings, *warn_of_batch(batch, tokens, cost.device_hours, cost.cost_usd)),
         alternatives=tuple(
             Alternative(
                 tensor=layout.tensor,

@@ -1,47 +1,51 @@
-"""What published recipes do in tuning, where a spec is silent.
+"""What published recipes (data/recipes.yaml) suggest for a model of a size.
 
-Rates are shares of the peak at which a model of the size is pretrained, so that they scale with it as the published ones do:
-Llama 2 70B pretrains at 1.5e-4 and is tuned at 2e-5, Llama 3 405B at 8e-5 and 1e-5; Tulu 3's DPO has a tenth of the rate of its
-SFT at 8B (5e-7 of 5e-6) and at 70B (2e-7 of 2e-6).
+One rule for what depends on the size. A value that was published for a size holds within a factor PLATEAU of it; between two
+such ranges it is interpolated, in the logarithms of size and value; beyond the outermost, the nearest holds. Published learning
+rates are of models from 1B on: below SMALLEST a rate is a share of the peak at which the model is pretrained instead, for small
+models are trained and tuned at much higher rates (Llama 2 70B pretrains at 1.5e-4 and is tuned at 2e-5, Llama 3 405B at 8e-5
+and 1e-5).
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import replace
 
-from trainwright.compiler.choose.hyperparameters import Suggestion
+from trainwright.compiler.facts import Cited, Recipe
+from trainwright.compiler.units import format_quantity
 
-ROWS = 128  # a step
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The usual values of one kind of tuning."""
-
-    epochs: Suggestion
-    rate_share: Suggestion  # learning_rate / training.learning_rate
-    global_batch: Suggestion  # rows
-    warmup: Suggestion  # fraction of the steps
+SMALLEST = 0.5e9  # parameters: half of the smallest published model's
+PLATEAU = 1.25
 
 
-_BATCH = Suggestion(
-    ROWS, "Tulu 3 and Zephyr: 128 sequences; here rows that are packed full, so at most the pretraining's batch"
-)
-RECIPES: Mapping[str, Recipe] = {
-    "sft": Recipe(
-        epochs=Suggestion(2, "Llama 2, Tulu 3 and OLMo 2 tune for 2 epochs"),
-        rate_share=Suggestion(0.1, "Llama 2 70B: 2e-5 after 1.5e-4, Llama 3 405B: 1e-5 after 8e-5"),
-        global_batch=_BATCH,
-        warmup=Suggestion(0.03, "Tulu 3 and OLMo 2: 3 % of the steps"),
-    ),
-    "dpo": Recipe(
-        epochs=Suggestion(1, "Tulu 3, OLMo 2 and Zephyr see each pair once"),
-        rate_share=Suggestion(0.01, "a tenth of SFT's, as in Tulu 3: 5e-7 of 5e-6 at 8B, 2e-7 of 2e-6 at 70B"),
-        global_batch=_BATCH,
-        warmup=Suggestion(0.1, "Tulu 3 and Zephyr: 10 % of the steps"),
-    ),
-}
-MIN_RATE = Suggestion(0.0, "down to 0 by the end: Tulu 3 (linearly), Zephyr (cosine)")
-SCHEDULE = "Llama 2's SFT and Zephyr's DPO"
-WEIGHT_DECAY = Suggestion(0.0, "Tulu 3 tunes without: few steps, near a model that is good already")
-BETA = Suggestion(0.1, "Rafailov et al. 2023 (arXiv 2305.18290), Llama 3")
-NLL = Suggestion(0.0, "none in Rafailov et al. 2023; Llama 3 adds 0.2, where chosen answers become too improbable")
+def suggest_learning_rate(recipe: Recipe, parameters: float, pretraining_rate: float) -> Cited:
+    """The peak learning rate for a model of that many parameters that was pretrained at that peak."""
+    if parameters >= SMALLEST:
+        return suggest_for_size(recipe.by_size["learning_rate"], parameters)
+    share = recipe.numbers["rate_share"]
+    text = (
+        f"{share.value:.3g} x training.learning_rate {pretraining_rate:.4g}; {share.source}; the recipes' own rates are of"
+        f" models from {format_quantity('parameters', SMALLEST)} on"
+    )
+    return Cited(share.value * pretraining_rate, text)
+
+
+def suggest_for_size(points: Sequence[Cited], parameters: float) -> Cited:
+    """The value for a size from those published, which rise in parameters."""
+    size = format_quantity("parameters", parameters)
+    for point in points:
+        if point.parameters / PLATEAU <= parameters <= point.parameters * PLATEAU:
+            return point
+    smaller = [point for point in points if point.parameters < parameters]
+    larger = [point for point in points if point.parameters > parameters]
+    if not smaller or not larger:
+        nearest = smaller[-1] if smaller else larger[0]
+        return replace(nearest, source=f"{nearest.source}: the nearest published to {size}")
+    below, above = smaller[-1], larger[0]
+    low, high = below.parameters * PLATEAU, above.parameters / PLATEAU
+    share = math.log(parameters / low) / math.log(high / low)
+    text = (
+        f"{below.value:.3g} ({below.source}) and {above.value:.3g} ({above.source}), interpolated for {size} in the logarithms:"
+        f" {share:.2f} of the way"
+    )
+    return Cited(below.value ** (1 - share) * above.value**share, text)

@@ -16,7 +16,10 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "tokenize": ("curate", "tokenizer"),
     "pretrain": ("ingest", "tokenize", "tokenizer"),
     "sft": (),
+    "reward": (),
     "dpo": (),
+    "ppo": (),
+    "grpo": (),
     "evaluate": (),
     "export": (),
 }
@@ -66,6 +69,7 @@ def order_stages(stages: ResolvedStages) -> tuple[StagePlan, ...]:
 
     written = {stage.name: stage for stage in stages.written}
     texts = {evaluation.stage.name: evaluation for evaluation in stages.evaluations}
+    scorers = {tuning.stage.name: tuning.reward for tuning in stages.tunings}
     kinds = {stage.name: stage.kind for stage in stages.written}
     implied: set[str] = set()
     pending = list(kinds)
@@ -78,7 +82,7 @@ def order_stages(stages: ResolvedStages) -> tuple[StagePlan, ...]:
                 pending.append(needed)
     needs = {
         name: (
-            *_models_read(written.get(name), texts.get(name), kinds),
+            *_models_read(written.get(name), texts.get(name), scorers.get(name, ""), kinds),
             # Of a kind that others read, a spec has one instance.
             *(next(other for other in kinds if kinds[other] == read) for read in _kinds_read(kind, texts.get(name))),
         )
@@ -107,11 +111,11 @@ def _kinds_read(kind: str, evaluation: ResolvedEvaluation | None) -> tuple[str, 
 
 
 def _models_read(
-    stage: ResolvedStage | None, evaluation: ResolvedEvaluation | None, kinds: Mapping[str, str]
+    stage: ResolvedStage | None, evaluation: ResolvedEvaluation | None, scorer: str, kinds: Mapping[str, str]
 ) -> tuple[str, ...]:
-    """The model that a stage starts from, the evaluation whose gates stand between, and the models that it is compared with;
-    of these the instances, not the paths."""
+    """The model that a stage starts from, the evaluation whose gates stand between, the models that it is compared with, and the
+    one that scores its answers; of these the instances, not the paths."""
     if stage is None:
         return ()
-    named = (stage.initial, stage.origin, *(evaluation.compare if evaluation is not None else ()))
+    named = (stage.initial, stage.origin, *(evaluation.compare if evaluation is not None else ()), scorer)
     return tuple(dict.fromkeys(name for name in named if name in kinds))

@@ -1,26 +1,36 @@
 """The training section of a plan: batch, steps, learning rate and their companions; pins first, then laws, then customs."""
 
 from trainwright.compiler.choose.batch import choose_global_batch
-from trainwright.compiler.choose.hyperparameters import (
+from trainwright.compiler.choose.customs import (
+    SCHEDULE,
     USUAL,
-    Suggestion,
-    list_law_extrapolations,
-    suggest_batch_tokens,
-    suggest_learning_rate,
+    suggest_beta2,
+    suggest_decay_steps,
+    suggest_init_std,
     suggest_min_learning_rate,
     suggest_warmup_steps,
+)
+from trainwright.compiler.choose.hyperparameters import (
+    Laws,
+    Suggestion,
+    choose_laws,
+    describe_run,
+    suggest_batch_tokens,
+    suggest_learning_rate,
+    suggest_weight_decay,
+    transfer_init_std,
+    transfer_learning_rate,
+    warn_of_laws,
 )
 from trainwright.compiler.choose.kernels import FEWEST_SEQUENCES, SHARE_OF_VALIDATION, choose_cadence
 from trainwright.compiler.choose.ledger import Ledger
 from trainwright.compiler.choose.limits import limits_of
 from trainwright.compiler.errors import IllegalPlanError
-from trainwright.compiler.estimate.params import count_body_parameters
-from trainwright.compiler.facts import HyperparameterLaw, find_hyperparameter_law
+from trainwright.compiler.laws.rates import Run
 from trainwright.compiler.plan import Shape, Training, Validation
 from trainwright.compiler.ranges import Range
 from trainwright.compiler.resolve import ResolvedSpec
 
-HYPERPARAMETER_LAW = "step_law"
 DEFAULT_SEED = 1234  # Megatron-LM's
 SAMPLE_TOKENS = 48
 ROUNDING_WORTH_A_WARNING = 0.1  # of the tokens
@@ -31,10 +41,10 @@ def choose_training(
 ) -> tuple[Training, list[str]]:
     """The training section for a shape and a number of tokens, and warnings where a law is used outside its range.
 
-    Raises IllegalPlanError for a stated warm-up that is longer than the run.
+    Raises IllegalPlanError for a warm-up, or a warm-up and a decay, that leave nothing of the run.
     """
-    given, law = spec.training, find_hyperparameter_law(HYPERPARAMETER_LAW)
-    global_batch = _global_batch(spec, ledger, law, tokens, context)
+    given, laws, run = spec.training, choose_laws(spec.scaling, shape), describe_run(shape, context, tokens)
+    global_batch = _global_batch(spec, ledger, laws, run, context)
     tokens_per_step = ledger.note(
         "training.tokens_per_step", global_batch * context, "derived", f"{global_batch} sequences x {context} tokens"
     )
@@ -44,16 +54,23 @@ def choose_training(
         "derived",
         f"{tokens:,} tokens / {tokens_per_step:,} a step",
     )
-    body = count_body_parameters(shape)
 
     def number(name: str, suggestion: Suggestion, allowed: Range, kind: str = "default") -> float:
         return ledger.note(
             f"training.{name}", allowed.clip(suggestion.value), kind, suggestion.text, pin=f"training.{name}"
         )
 
-    rate = number(
-        "learning_rate", suggest_learning_rate(law, body, tokens, tokens_per_step), given.learning_rate, "law"
+    if laws.base:
+        peak, std = transfer_learning_rate(laws.base[0], shape.hidden_size, run), "law"
+        initial = transfer_init_std(laws.base[0], shape.hidden_size)
+    else:
+        peak, std = suggest_learning_rate(laws.rate, run, tokens_per_step), "default"
+        initial = suggest_init_std(shape.hidden_size)
+    rate = number("learning_rate", peak, given.learning_rate, "law")
+    schedule = ledger.note(
+        "training.schedule", given.schedule.pick("cosine"), "default", SCHEDULE, pin="training.schedule"
     )
+    warmup = _warmup(spec, ledger, suggest_warmup_steps(laws, run, steps, tokens_per_step), steps)
     training = Training(
         context_length=context,
         precision=ledger.note(
@@ -69,28 +86,33 @@ def choose_training(
         optimizer=ledger.note("training.optimizer", "adam", "default", "AdamW: GPT-3, Llama 2 and 3"),
         learning_rate=rate,
         min_learning_rate=number(
-            "min_learning_rate", suggest_min_learning_rate(rate), given.min_learning_rate, "derived"
+            "min_learning_rate", suggest_min_learning_rate(rate, schedule), given.min_learning_rate, "derived"
         ),
-        schedule=ledger.note(
-            "training.schedule",
-            given.schedule.pick("cosine"),
-            "default",
-            "cosine that ends with the tokens (Hoffmann et al. 2022, appendix B)",
-            pin="training.schedule",
+        schedule=schedule,
+        warmup_steps=warmup,
+        decay_steps=_decay(spec, ledger, schedule, steps, warmup),
+        decay_style=ledger.note(
+            "training.decay_style",
+            "minus_sqrt" if schedule == "wsd" else "none",
+            "derived",
+            "1 - the root of the share that is done: better than linear (Hägele et al. 2024, arXiv 2405.18392)"
+            if schedule == "wsd"
+            else f"only wsd has a decay of its own; the schedule is {schedule}",
         ),
-        warmup_steps=_warmup(spec, ledger, steps),
         beta1=number("beta1", USUAL["beta1"], given.beta1),
-        beta2=number("beta2", USUAL["beta2"], given.beta2),
+        beta2=number("beta2", suggest_beta2(laws, run, tokens_per_step), given.beta2),
         epsilon=number("epsilon", USUAL["epsilon"], given.epsilon),
-        weight_decay=number("weight_decay", USUAL["weight_decay"], given.weight_decay),
+        weight_decay=number(
+            "weight_decay", suggest_weight_decay(run, tokens_per_step, rate), given.weight_decay, "law"
+        ),
         clip_grad=number("clip_grad", USUAL["clip_grad"], given.clip_grad),
-        init_std=number("init_std", USUAL["init_std"], given.init_std),
+        init_std=number("init_std", initial, given.init_std, std),
         seed=ledger.note(
             "training.seed", int(spec.seed.clip(DEFAULT_SEED)), "default", "Megatron-LM's default", pin="seed"
         ),
     )
     rate_is_ours, batch_is_ours = not given.learning_rate.pinned, not given.global_batch.pinned
-    warnings = list_law_extrapolations(law, body, tokens) if rate_is_ours or batch_is_ours else []
+    warnings = warn_of_laws(laws, run, tokens_per_step, rate=rate_is_ours, batch=batch_is_ours)
     trained = steps * tokens_per_step
     if abs(trained / tokens - 1) > ROUNDING_WORTH_A_WARNING:
         warnings.append(
@@ -128,12 +150,12 @@ def choose_validation(spec: ResolvedSpec, ledger: Ledger, training: Training) ->
     )
 
 
-def _global_batch(spec: ResolvedSpec, ledger: Ledger, law: HyperparameterLaw, tokens: int, context: int) -> int:
+def _global_batch(spec: ResolvedSpec, ledger: Ledger, laws: Laws, run: Run, context: int) -> int:
     given, devices = spec.training, spec.compute.devices
     pin = "training.global_batch"
     if given.global_batch.pinned and given.global_batch_unit == "sequences":
         return ledger.note(pin, int(given.global_batch.low), "pinned", "", pin=pin)
-    suggestion = suggest_batch_tokens(law, tokens)
+    suggestion = suggest_batch_tokens(laws.batch, run)
     wanted = given.global_batch.clip(suggestion.value)
     batch = choose_global_batch(wanted / context, devices, stated=given.global_batch.pinned)
     rounding = f"; {wanted / context:.4g} sequences of {context}, rounded so that {devices} devices can divide them"
@@ -147,17 +169,41 @@ def _steps(spec: ResolvedSpec, tokens: int, tokens_per_step: int) -> int:
     return max(1, tokens // tokens_per_step)
 
 
-def _warmup(spec: ResolvedSpec, ledger: Ledger, steps: int) -> int:
-    given = spec.training
-    suggestion = suggest_warmup_steps(steps)
-    if not given.warmup.pinned:
-        value = suggestion.value
-    else:
-        value = given.warmup.low if given.warmup_unit == "steps" else given.warmup.low * steps
-    if round(value) > steps:
+def _warmup(spec: ResolvedSpec, ledger: Ledger, suggestion: Suggestion, steps: int) -> int:
+    """Steps of warm-up: fewer than the run has, so that one has the peak."""
+    warmup = _stated(spec.training.warmup, spec.training.warmup_unit, steps, suggestion.value)
+    if warmup >= steps and spec.training.warmup.pinned and warmup:
         place = spec.pins.get("training.warmup", "the spec")
         raise IllegalPlanError(
-            f"{place}: training.warmup: {value:,.0f} steps of warm-up are more than the run's {steps:,} steps; "
+            f"{place}: training.warmup: {warmup:,} steps of warm-up leave none of the run's {_count(steps)}; "
             "shorten it, or state it as a share of the steps"
         )
-    return ledger.note("training.warmup_steps", round(value), "default", suggestion.text, pin="training.warmup")
+    return ledger.note("training.warmup_steps", warmup, "default", suggestion.text, pin="training.warmup")
+
+
+def _decay(spec: ResolvedSpec, ledger: Ledger, schedule: str, steps: int, warmup: int) -> int:
+    """Steps of the decay of a wsd schedule."""
+    if schedule != "wsd":
+        return ledger.note(
+            "training.decay_steps", 0, "derived", f"only wsd has a decay of its own; the schedule is {schedule}"
+        )
+    suggestion = suggest_decay_steps(steps, warmup)
+    decay = _stated(spec.training.decay, spec.training.decay_unit, steps, suggestion.value)
+    if warmup + decay > steps:
+        path = "training.decay" if "training.decay" in spec.pins else "training.warmup"
+        raise IllegalPlanError(
+            f"{spec.pins.get(path, 'the spec')}: {path}: {warmup:,} steps of warm-up + {decay:,} of decay = {warmup + decay:,}, "
+            f"and the run has {_count(steps)}; shorten one, or state them as shares of the steps"
+        )
+    return ledger.note("training.decay_steps", decay, "default", suggestion.text, pin="training.decay")
+
+
+def _stated(given: Range, unit: str, steps: int, suggested: float) -> int:
+    """Steps that the user stated, or those suggested."""
+    if not given.pinned:
+        return round(suggested)
+    return round(given.low if unit == "steps" else given.low * steps)
+
+
+def _count(steps: int) -> str:
+    return f"{steps:,} step{'' if steps == 1 else 's'}"

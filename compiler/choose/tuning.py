@@ -1,19 +1,25 @@
-"""The tuning stages of a plan: pins first, then what published recipes do; batches that the plan's layout can divide."""
+"""The tuning stages of a plan: pins first, then what published recipes do for a model of the size."""
 
 from dataclasses import dataclass, replace
 
-from trainwright.compiler.choose.kernels import SAVE_EVERY_S, round_down
 from trainwright.compiler.choose.ledger import Ledger, Section
-from trainwright.compiler.choose.recipes import BETA, MIN_RATE, NLL, RECIPES, SCHEDULE, WEIGHT_DECAY
-from trainwright.compiler.errors import IllegalPlanError
+from trainwright.compiler.choose.recipes import suggest_for_size, suggest_learning_rate
+from trainwright.compiler.choose.tuning_batch import (
+    Batching,
+    choose_cadence,
+    choose_micro_batch,
+    choose_minibatch,
+    choose_rows,
+    choose_samples,
+)
+from trainwright.compiler.choose.tuning_volume import choose_volume
+from trainwright.compiler.estimate.params import count_parameters
+from trainwright.compiler.facts import find_recipe
 from trainwright.compiler.plan import Data, Layout, Shape, Training, trained_identity, tuned_identity
-from trainwright.compiler.plan_stages import Dpo, Sft, StagePlan, TuningSchedule
-from trainwright.compiler.ranges import list_divisors
+from trainwright.compiler.plan_stages import Dpo, Grpo, Ppo, Reward, Sft, StagePlan, Tuned, TuningSchedule
 from trainwright.compiler.resolve import ResolvedSpec
 from trainwright.compiler.resolve_stages import ResolvedTuning
-
-SAVE_EVERY_STEPS = 100
-CONTEXTS_A_ROW = {"sft": 1, "dpo": 2}  # a row of dpo holds whole pairs, of which each answer may fill a context
+from trainwright.compiler.spec_stages import TUNING_KINDS, VERIFIER
 
 
 @dataclass(frozen=True)
@@ -27,113 +33,155 @@ class Pretrained:
     step_s: float  # of pretraining, estimated
 
 
-def choose_tunings(
-    spec: ResolvedSpec, ledger: Ledger, before: Pretrained, stages: tuple[StagePlan, ...]
-) -> tuple[tuple[Sft, ...], tuple[Dpo, ...]]:
-    """The stages of kind sft and dpo, in executing order. Raises IllegalPlanError for a batch that cannot be divided."""
+@dataclass(frozen=True)
+class Tunings:
+    """The tuning stages of a plan by kind, each kind in executing order."""
+
+    sft: tuple[Sft, ...]
+    reward: tuple[Reward, ...]
+    dpo: tuple[Dpo, ...]
+    ppo: tuple[Ppo, ...]
+    grpo: tuple[Grpo, ...]
+
+    @property
+    def all(self) -> tuple[Tuned, ...]:
+        return (*self.sft, *self.reward, *self.dpo, *self.ppo, *self.grpo)
+
+
+def choose_tunings(spec: ResolvedSpec, ledger: Ledger, before: Pretrained, stages: tuple[StagePlan, ...]) -> Tunings:
+    """The tuning stages. Raises IllegalPlanError for a batch that cannot be divided, and for lengths beyond the context."""
     given = {tuning.stage.name: tuning for tuning in spec.stages.tunings}
     shape, data, training = before.shape, before.data, before.training
     identities = {stage.name: trained_identity(shape, data, training) for stage in stages if stage.kind == "pretrain"}
-    chosen: dict[str, list[Sft | Dpo]] = {"sft": [], "dpo": []}
+    chosen: dict[str, list[Tuned]] = {kind: [] for kind in TUNING_KINDS}
     for stage in stages:
         if stage.name in given:
-            kind = stage.kind
+            kind, one = stage.kind, given[stage.name]
             section = Section(ledger, f"{kind}[{len(chosen[kind])}]", f"stages.{stage.name}")
-            made = _choose_tuning(spec, section, before, given[stage.name])
-            initial = identities.get(stage.initial, stage.initial)  # a path stands for itself
-            made = replace(made, run_id=tuned_identity(initial, shape, data, training, made))
+            made = _choose_tuning(section, before, one)
+            initial, reward = (identities.get(name, name) for name in (stage.initial, one.reward))  # paths: themselves
+            made = replace(made, run_id=tuned_identity(initial, shape, data, training, made, reward))
             identities[stage.name] = made.run_id
             chosen[kind].append(made)
     for kind, found in chosen.items():
         if not found:
             ledger.note(kind, None, "derived", f"the spec has no stage of kind {kind}")
-    return (
-        tuple(made for made in chosen["sft"] if isinstance(made, Sft)),
-        tuple(made for made in chosen["dpo"] if isinstance(made, Dpo)),
+    return Tunings(
+        sft=tuple(made for made in chosen["sft"] if isinstance(made, Sft)),
+        reward=tuple(made for made in chosen["reward"] if isinstance(made, Reward)),
+        dpo=tuple(made for made in chosen["dpo"] if isinstance(made, Dpo)),
+        ppo=tuple(made for made in chosen["ppo"] if isinstance(made, Ppo)),
+        grpo=tuple(made for made in chosen["grpo"] if isinstance(made, Grpo)),
     )
 
 
-def _choose_tuning(spec: ResolvedSpec, section: Section, before: Pretrained, given: ResolvedTuning) -> Sft | Dpo:
-    note, name, kind = section.note, given.stage.name, given.stage.kind
+def _choose_tuning(section: Section, before: Pretrained, given: ResolvedTuning) -> Tuned:
+    note, stage, kind, run_id = section.note, given.stage.name, given.stage.kind, ""
     note("stage", None, "pinned", "written under stages in the spec")
     note("run_id", None, "derived", "hash of the model that it starts from, its data as written, and its settings")
-    stage, run_id = name, ""
+    inner = replace(section, leaf=f"{section.leaf}.training")
+    one = Batching(inner, given, find_recipe(kind), before.training, before.layout)
     path = note("path", given.path, "derived", "a connector makes the records", key="data")
+    if kind in ("ppo", "grpo"):
+        return _choose_reinforced(section, before, one, path)
+    numbers = one.recipe.numbers
     connector = note("connector", given.connector, "derived", "read from a path")
     too_long = note(
         "too_long", given.too_long.pick("truncate"), "default", "the beginning is kept, and nothing dropped"
     )
-    training = _choose_schedule(spec, section, before, given)
+    batch = choose_rows(one)
+    training = _choose_schedule(before, one, batch, choose_micro_batch(one, batch, "global_batch"))
+    volume = choose_volume(one, section)
+    if kind == "reward":
+        return Reward(stage, run_id, path, connector, too_long, training, volume)
     if kind == "dpo":
-        beta = note("beta", given.beta.clip(BETA.value), "default", BETA.text)
-        nll = note("nll", given.nll.clip(NLL.value), "default", NLL.text)
-        return Dpo(stage, run_id, path, connector, too_long, beta, nll, training)
-    template = note("chat_template", given.chat_template, "default", "that of the model, else ChatML")
-    return Sft(stage, run_id, path, connector, too_long, template, training)
-
-
-def _choose_schedule(spec: ResolvedSpec, section: Section, before: Pretrained, given: ResolvedTuning) -> TuningSchedule:
-    recipe, peak = RECIPES[given.stage.kind], before.training.learning_rate
-    inner = replace(section, leaf=f"{section.leaf}.training")
-    batch = _global_batch(spec, inner, before, given)
-    share = recipe.rate_share
-    text = f"{share.value:g} x training.learning_rate {peak:.4g}; {share.text}"
-    rate = inner.note("learning_rate", given.learning_rate.clip(share.value * peak), "default", text)
-    return TuningSchedule(
-        epochs=inner.note("epochs", int(given.epochs.clip(recipe.epochs.value)), "default", recipe.epochs.text),
-        global_batch=batch,
-        micro_batch=_micro_batch(inner, before, given, batch),
-        learning_rate=rate,
-        min_learning_rate=inner.note(
-            "min_learning_rate", given.min_learning_rate.clip(MIN_RATE.value), "default", MIN_RATE.text
-        ),
-        schedule=inner.note("schedule", given.schedule.pick("cosine"), "default", SCHEDULE),
-        warmup=inner.note("warmup", given.warmup.clip(recipe.warmup.value), "default", recipe.warmup.text),
-        weight_decay=inner.note(
-            "weight_decay", given.weight_decay.clip(WEIGHT_DECAY.value), "default", WEIGHT_DECAY.text
-        ),
-        checkpoint_every_steps=_cadence(inner, before, given, batch),
-    )
-
-
-def _global_batch(spec: ResolvedSpec, section: Section, before: Pretrained, given: ResolvedTuning) -> int:
-    """Rows a step: a multiple of the data-parallel degree."""
-    data, usual = before.layout.data, RECIPES[given.stage.kind].global_batch
-    wanted = given.global_batch.clip(min(usual.value, before.training.global_batch))
-    if given.global_batch.pinned and given.global_batch_unit == "tokens":
-        wanted /= CONTEXTS_A_ROW[given.stage.kind] * before.training.context_length
-    batch = max(1, round(wanted / data)) * data
-    if given.global_batch.pinned and given.global_batch_unit == "sequences" and batch != wanted:
-        near = sorted({max(1, int(wanted // data)) * data, -(-int(wanted) // data) * data})
-        path = f"{section.pin}.global_batch"
-        raise IllegalPlanError(
-            f"{spec.pins.get(path, 'the spec')}: {path}: {wanted:.0f} sequences / data {data} = {wanted / data:.4g} a device, "
-            f"and only whole ones exist; take {' or '.join(map(str, near))}, or pin layout.data"
+        beta, nll = numbers["beta"], numbers["nll"]
+        return Dpo(
+            *(stage, run_id, path, connector, too_long),
+            beta=note("beta", given.beta.clip(beta.value), "default", beta.source),
+            nll=note("nll", given.nll.clip(nll.value), "default", nll.source),
+            training=training,
+            volume=volume,
         )
-    rounding = f"; {wanted:.4g} rows, rounded to a multiple of data {data}" if batch != wanted else ""
-    return section.note("global_batch", batch, "default", usual.text + rounding, detail=rounding)
+    template = note("chat_template", given.chat_template, "default", "that of the model, else ChatML")
+    return Sft(stage, run_id, path, connector, too_long, template, training, volume)
 
 
-def _micro_batch(section: Section, before: Pretrained, given: ResolvedTuning, batch: int) -> int:
-    """Rows that a device computes at once: what fits in pretraining, in tokens, if a row does; and whole micro-batches."""
-    layout, contexts = before.layout, CONTEXTS_A_ROW[given.stage.kind]
-    most, a_device = max(1, layout.micro_batch // contexts), batch // layout.data
-    fitting = list_divisors(a_device, most)[-1]
-    size = "a context" if contexts == 1 else f"{contexts} contexts"
-    text = (
-        f"the largest divisor of the {a_device} rows a device (global_batch {batch} / data {layout.data}) with at most the tokens"
-        f" of layout.micro_batch {layout.micro_batch}; a row is {size} long"
+def _choose_reinforced(section: Section, before: Pretrained, one: Batching, path: str) -> Ppo | Grpo:
+    note, given, numbers, kind = section.note, one.given, one.recipe.numbers, one.kind
+    samples = choose_samples(one)
+    batch = choose_rows(one, samples)
+    minibatch = choose_minibatch(one, batch)
+    context = before.training.context_length
+    longest = numbers["max_answer_tokens"]
+    max_answer = int(given.max_answer_tokens.clip(min(longest.value, max(1, context // 2))))
+    if max_answer >= context:
+        raise one.refuse(
+            "max_answer_tokens", f"{max_answer:,} tokens leave a context of {context:,} no room for a prompt; lower it"
+        )
+    kl = suggest_for_size(one.recipe.by_size["kl"], count_parameters(before.shape, context))
+    verified = "nothing names a reward model: a program checks the answers"
+    text = verified if given.reward == VERIFIER else "the nearest above it that scores answers"
+    whole = f"{numbers['minibatch'].source}; the largest divisor of the {batch} episodes a step with at most as many, whole on"
+    answers = f"global_batch {batch} / samples {samples}"
+    value_why = "ppo learns the value of each token" if kind == "ppo" else "the mean of a prompt's samples is its value"
+    make = Ppo if kind == "ppo" else Grpo
+    return make(
+        stage=given.stage.name,
+        run_id="",
+        path=path,
+        reward=note("reward", given.reward, "derived", text),
+        prompts=note("prompts", batch // samples, "derived", f"{answers}; {numbers['samples'].source}", key="samples"),
+        minibatch=note("minibatch", minibatch, "default", f"{whole} each of data {before.layout.data}"),
+        inner_epochs=note(
+            "inner_epochs",
+            int(given.inner_epochs.clip(numbers["inner_epochs"].value)),
+            "default",
+            numbers["inner_epochs"].source,
+        ),
+        max_answer_tokens=note(
+            "max_answer_tokens",
+            max_answer,
+            "default",
+            f"{longest.source}; at most half of a context of {context:,} tokens",
+        ),
+        temperature=note(
+            "temperature",
+            given.temperature.clip(numbers["temperature"].value),
+            "default",
+            numbers["temperature"].source,
+        ),
+        kl=note("kl", given.kl.clip(kl.value), "default", kl.source),
+        clip=note("clip", given.clip.clip(numbers["clip"].value), "default", numbers["clip"].source),
+        training=_choose_schedule(before, one, batch, choose_micro_batch(one, minibatch, "minibatch")),
+        volume=choose_volume(one, section, samples, max_answer),
+        value_model=note("value_model", kind == "ppo", "derived", value_why),
     )
-    return section.note("micro_batch", fitting, "derived", text)
 
 
-def _cadence(section: Section, before: Pretrained, given: ResolvedTuning, batch: int) -> int:
-    """Steps between checkpoints."""
-    tokens = batch * CONTEXTS_A_ROW[given.stage.kind] * before.training.context_length
-    step_s = before.step_s * tokens / before.training.tokens_per_step
-    text = (
-        f"at most {SAVE_EVERY_S / 60:.0f} minutes of steps of about {step_s:.2g} s, and at most {SAVE_EVERY_STEPS} steps: how"
-        " many there are follows from the data, often a few hundred; the last step is always saved"
+def _choose_schedule(before: Pretrained, one: Batching, batch: int, micro_batch: int) -> TuningSchedule:
+    note, given, recipe, numbers = one.section.note, one.given, one.recipe, one.recipe.numbers
+    parameters = count_parameters(before.shape, before.training.context_length)
+    suggested = suggest_learning_rate(recipe, parameters, before.training.learning_rate)
+    rate = note("learning_rate", given.learning_rate.clip(suggested.value), "default", suggested.source)
+    schedule = note("schedule", given.schedule.pick(recipe.schedule), "default", recipe.schedule_source)
+    share = numbers["min_rate_share"]
+    end, why = (
+        (rate, "a constant rate ends as it was") if schedule == "constant" else (share.value * rate, share.source)
     )
-    every = max(1, min(round_down(SAVE_EVERY_S / step_s), SAVE_EVERY_STEPS))
-    return section.note("checkpoint_every_steps", every, "derived", text)
+    return TuningSchedule(
+        epochs=note("epochs", int(given.epochs.clip(numbers["epochs"].value)), "default", numbers["epochs"].source),
+        global_batch=batch,
+        micro_batch=micro_batch,
+        learning_rate=rate,
+        min_learning_rate=note("min_learning_rate", given.min_learning_rate.clip(end), "default", why),
+        schedule=schedule,
+        warmup=note("warmup", given.warmup.clip(numbers["warmup"].value), "default", numbers["warmup"].source),
+        weight_decay=note(
+            "weight_decay",
+            given.weight_decay.clip(numbers["weight_decay"].value),
+            "default",
+            numbers["weight_decay"].source,
+        ),
+        checkpoint_every_steps=choose_cadence(one, batch, before.step_s),
+    )

@@ -12,17 +12,17 @@ from trainwright.compiler.estimate.params import count_body_parameters, query_si
 from trainwright.compiler.plan import Shape
 
 
-def layer_forward_flops(shape: Shape, context_length: int) -> float:
+def layer_forward_flops(shape: Shape, context_length: float | Floats) -> Floats:
     """Forward FLOPs of one layer a token, attention core included."""
     return 2.0 * count_body_parameters(shape) / shape.num_layers + core_forward_flops(shape, context_length)
 
 
-def core_forward_flops(shape: Shape, context_length: int) -> float:
+def core_forward_flops(shape: Shape, context_length: float | Floats) -> Floats:
     """Forward FLOPs of the attention core of one layer a token: two products of q x context, causal: half of each.
 
     Grouped keys do not change it; a context split over devices does not either (each pair is met once).
     """
-    return 2.0 * query_size(shape) * context_length
+    return np.asarray(2.0 * query_size(shape) * context_length, dtype=np.float64)
 
 
 def head_forward_flops(shape: Shape, vocab_size: int | Floats) -> Floats:
@@ -30,10 +30,15 @@ def head_forward_flops(shape: Shape, vocab_size: int | Floats) -> Floats:
     return np.asarray(2.0 * shape.hidden_size * vocab_size, dtype=np.float64)
 
 
-def model_flops_per_token(shape: Shape, context_length: int) -> float:
-    """Training FLOPs a token in Megatron's convention: no recompute, vocabulary without padding."""
+def forward_flops_per_token(shape: Shape, context_length: float | Floats, output_layer: bool = True) -> Floats:
+    """FLOPs of a forward pass a token, vocabulary without padding; a scalar head in place of the output layer counts nothing."""
     layers = shape.num_layers * layer_forward_flops(shape, context_length)
-    return float(3.0 * (layers + head_forward_flops(shape, shape.vocab_size)))
+    return np.asarray(layers + output_layer * head_forward_flops(shape, shape.vocab_size), dtype=np.float64)
+
+
+def model_flops_per_token(shape: Shape, context_length: float) -> float:
+    """Training FLOPs a token in Megatron's convention: no recompute, vocabulary without padding."""
+    return float(3.0 * forward_flops_per_token(shape, context_length))
 
 
 def executed_flops_per_token(workload: Workload, layouts: Layouts) -> Floats:

@@ -67,6 +67,11 @@ def count_active_parameters(shape: Shape, context_length: int) -> int:
     return count_parameters(shape, context_length) - shape.num_layers * idle * _ffn(shape, shape.expert_ffn_hidden_size)
 
 
+def expert_parameters(shape: Shape) -> int:
+    """Parameters of one expert of one layer; 0 in a dense model."""
+    return _ffn(shape, shape.expert_ffn_hidden_size)
+
+
 def count_body_parameters(shape: Shape) -> int:
     """Parameters of the layers' matrices that one token uses: N without embedding and output layer, as Step Law counts."""
     ffn = shape.experts_per_token * _ffn(shape, shape.expert_ffn_hidden_size)

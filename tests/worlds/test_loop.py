@@ -195,9 +195,9 @@ def test_cuda_runs_the_program_as_written_or_says_what_is_missing(monkeypatch: p
         here.adapt(platform.Literals(fused, written.ddp, written.optimizer, "local"))
 
 
-@pytest.mark.parametrize("kind", ["cosine", "constant"])
+@pytest.mark.parametrize("kind", ["cosine", "wsd", "constant"])
 def test_the_learning_rate_warms_up_and_ends_at_its_floor(kind: str) -> None:
-    """Warm-up of 4, 10 steps in all; a run that resumes after step 6 goes on with the same rates."""
+    """Warm-up of 4, 10 steps, with wsd a decay over the last 4; a run that resumes after step 8 goes on with the same rates."""
 
     def rates() -> tuple[list[float], list[float]]:
         built = build(Case())
@@ -205,19 +205,21 @@ def test_the_learning_rate_warms_up_and_ends_at_its_floor(kind: str) -> None:
         config.min_lr = config.lr / 10
         for group in built.optimizer.param_groups:
             group["min_lr"] = config.min_lr
-        schedule = Schedule(kind, steps=STEPS, warmup_steps=4)
+        decay = (4, "minus_sqrt") if kind == "wsd" else (0, "none")
+        schedule = Schedule(kind, STEPS, 4, *decay)
         whole = LearningRate(schedule, built.optimizer, config, finished_steps=0)
         first = [whole.advance() for _ in range(STEPS)]
         assert built.optimizer.param_groups[0]["lr"] == pytest.approx(first[-1])
-        rest = LearningRate(schedule, built.optimizer, config, finished_steps=6)
-        return first, [rest.advance() for _ in range(4)]
+        rest = LearningRate(schedule, built.optimizer, config, finished_steps=8)
+        return first, [rest.advance() for _ in range(2)]
 
     [(first, rest)] = run_world(1, rates)
     peak = 3e-3
     assert first[:4] == pytest.approx([peak / 4, peak / 2, peak * 3 / 4, peak])
-    expected = [peak] * 6
+    expected, floor = [peak] * 6, peak / 10
+    if kind == "wsd":
+        expected[2:] = [floor + (peak - floor) * (1 - math.sqrt(i / 4)) for i in range(1, 5)]
     if kind == "cosine":
-        floor = peak / 10
         expected = [floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * i / 6)) for i in range(1, 7)]
     assert first[4:] == pytest.approx(expected)
-    assert rest == pytest.approx(first[6:])
+    assert rest == first[8:]
