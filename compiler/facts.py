@@ -72,24 +72,33 @@ class Family:
     published: Mapping[str, Shape]
 
 
+# What a law may call the size of a model.
+COUNTS = (
+    "total",  # every parameter
+    "embedding_once",  # every parameter; of embedding and output layer, one
+    "without_embedding",  # the layers' matrices and the output layer
+    "body",  # the layers' matrices
+    "active",  # parameters that a token uses; embedding and output layer both, even where they are one
+    "flops",  # DeepSeek's M: training FLOPs a token of the layers, attention counted full
+)
+
+
 @dataclass(frozen=True)
-class LossLaw:
-    """L(N, D) = E + A / N^alpha + B / D^beta, in nats a token; ranges are (lowest, highest) fitted."""
+class LawFacts:
+    """A scaling law as published, or as `trainwright fit` wrote it; ranges are (lowest, highest) fitted."""
 
     name: str
-    form: str
+    form: str  # "additive" | "repeated" | "experts" | "frontier" | "kaplan": which formula the constants belong to
     source: str
-    A: float
-    B: float
-    E: float
-    alpha: float
-    beta: float
-    parameters: str  # what N counts
-    flops: str  # what C counts
-    loss_unit: str
+    counts: str  # what N is: one of COUNTS
+    flops: str  # what C is, in words
+    loss_unit: str  # "": a law without a loss
+    constants: Mapping[str, float]
     fitted_parameters: tuple[float, float]
     fitted_tokens: tuple[float, float]
     fitted_flops: tuple[float, float]
+    most_tokens_per_parameter: float  # infinite: not stated
+    draws: Mapping[str, tuple[float, ...]]  # constants of bootstrap draws, in one order; empty: none
 
 
 @dataclass(frozen=True)
@@ -169,13 +178,38 @@ def find_family(name: str) -> Family:
     return _find("model family", name.lower(), _families())
 
 
-def find_loss_law(name: str) -> LossLaw:
-    """The loss law of that name. Raises UnknownNameError."""
-    return _find("loss law", name, _loss_laws())
+def find_law_facts(name: str) -> LawFacts:
+    """The scaling law of that name. Raises UnknownNameError."""
+    return _find("scaling law", name, _scaling_laws())
+
+
+def load_law_facts() -> Mapping[str, LawFacts]:
+    """Every known scaling law by name."""
+    return _scaling_laws()
+
+
+def make_law_facts(name: str, raw: Mapping[str, Any], draws: Mapping[str, tuple[float, ...]]) -> LawFacts:
+    """A law from plain data; a range that the source does not give is unlimited."""
+    limits = {
+        key: tuple(float(bound) for bound in raw.get(key, (0.0, math.inf)))
+        for key in ("fitted_parameters", "fitted_tokens", "fitted_flops")
+    }
+    return LawFacts(
+        name=name,
+        form=raw["form"],
+        source=" ".join(raw["source"].split()),
+        counts=raw["counts"],
+        flops=raw["flops"],
+        loss_unit=" ".join(raw.get("loss_unit", "").split()),
+        constants=MappingProxyType({key: float(value) for key, value in raw["constants"].items()}),
+        most_tokens_per_parameter=float(raw.get("most_tokens_per_parameter", math.inf)),
+        draws=MappingProxyType(dict(draws)),
+        **limits,  # type: ignore[arg-type] # two bounds each
+    )
 
 
 def load_hyperparameter_laws() -> Mapping[str, HyperparameterLaw]:
-    """Every law for learning rate, batch or weight decay by name."""
+    """Every known law for learning rate, batch or weight decay, by name."""
     return _hyperparameter_laws()
 
 
@@ -287,8 +321,18 @@ def make_shape(family: str, rules: Rules, numbers: Mapping[str, Any]) -> Shape:
 
 
 @cache
-def _loss_laws() -> Mapping[str, LossLaw]:
-    return MappingProxyType({name: LossLaw(name=name, **_ranges(raw)) for name, raw in _laws("loss").items()})
+def _scaling_laws() -> Mapping[str, LawFacts]:
+    raw = _read("scaling_laws.yaml")
+    return MappingProxyType(
+        {name: make_law_facts(name, law, _draws(law["draws"]) if "draws" in law else {}) for name, law in raw.items()}
+    )
+
+
+def _draws(file: str) -> dict[str, tuple[float, ...]]:
+    """Columns of a table of bootstrap draws, by its first line."""
+    text = resources.files("trainwright.compiler.data").joinpath(file).read_text(encoding="utf-8")
+    names, *rows = (line.split(",") for line in text.split())
+    return {name: tuple(float(row[column]) for row in rows) for column, name in enumerate(names)}
 
 
 @cache
@@ -321,15 +365,6 @@ def _power_law(raw: Mapping[str, Any] | None) -> PowerLaw | None:
     coefficient = numbers.pop("coefficient") if logarithm is None else math.exp(logarithm)
     unit, tokens = numbers.pop("unit", 1.0), numbers.pop("tokens", 1.0)
     return PowerLaw(coefficient, MappingProxyType(numbers), unit, tokens)
-
-
-def _laws(kind: str) -> Mapping[str, Mapping[str, Any]]:
-    laws: Mapping[str, Mapping[str, Any]] = _read("scaling_laws.yaml")[kind]
-    return laws
-
-
-def _ranges(raw: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
 
 
 @cache

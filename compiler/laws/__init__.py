@@ -1,1 +1,1 @@
-"""Scaling laws: pure formulas over numpy columns. They know facts, and nothing of a spec or a plan."""
+"""Scaling laws and laws of hyperparameters: pure formulas over numpy columns. They know facts, not spec or plan."""
