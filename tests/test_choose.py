@@ -1,4 +1,4 @@
-"""Decisions: sizes by the law, shapes by the family, rates by Step Law, layouts by search."""
+"""Decisions: sizes by the law, shapes by the family, layouts by search."""
 
 import itertools
 from dataclasses import replace
@@ -16,13 +16,6 @@ from trainwright.compiler.choose.budget import (
     list_extrapolations,
     predict_loss,
 )
-from trainwright.compiler.choose.hyperparameters import (
-    list_law_extrapolations,
-    suggest_batch_tokens,
-    suggest_learning_rate,
-    suggest_min_learning_rate,
-    suggest_warmup_steps,
-)
 from trainwright.compiler.choose.layout import LayoutChoice, choose_layout, enumerate_layouts, pad_vocabulary
 from trainwright.compiler.choose.shape import choose_shape, nominal_parameters
 from trainwright.compiler.errors import InfeasibleError
@@ -33,7 +26,6 @@ from trainwright.compiler.estimate.step_time import estimate_step_time
 from trainwright.compiler.facts import (
     find_device,
     find_family,
-    find_hyperparameter_law,
     find_loss_law,
     load_devices,
     load_families,
@@ -42,7 +34,7 @@ from trainwright.compiler.plan import Shape
 from trainwright.compiler.ranges import Choice
 from trainwright.compiler.resolve import ResolvedLayout
 
-LOSS, RATES = find_loss_law("chinchilla_refit"), find_hyperparameter_law("step_law")
+LOSS = find_loss_law("chinchilla_refit")
 
 
 # ---- sizes
@@ -70,7 +62,6 @@ def test_a_law_warns_outside_its_range() -> None:
     warnings = list_extrapolations(LOSS, 1e6, 1e13)
     assert len(warnings) == 2
     assert "was fitted on 5.7e+07 to 1.62e+10 parameters; 1e+06 is outside" in warnings[0]
-    assert len(list_law_extrapolations(RATES, 7e9, 5e10)) == 1
 
 
 # ---- shapes
@@ -131,24 +122,6 @@ def test_a_published_size_is_the_published_shape(family: str, size: str) -> None
 def test_a_size_below_the_vocabulary_alone_is_refused() -> None:
     with pytest.raises(InfeasibleError, match="nearest has"):
         choose_shape(find_family("llama"), 1e5, 128256, 8192)
-
-
-# ---- rates
-
-
-def test_a_forced_batch_moves_the_learning_rate_by_the_root_of_the_ratio() -> None:
-    batch = suggest_batch_tokens(RATES, 2e10).value
-    at_best = suggest_learning_rate(RATES, 1e9, 2e10, batch)
-    forced = suggest_learning_rate(RATES, 1e9, 2e10, 4 * batch)
-    assert at_best.value == pytest.approx(9.96023e-4, rel=1e-5)  # the law's constants, evaluated apart from this code
-    assert forced.value == pytest.approx(2 * at_best.value)
-    assert f"= {forced.value:.4g}" in forced.text
-    assert suggest_min_learning_rate(at_best.value).value == pytest.approx(at_best.value / 10)
-
-
-@pytest.mark.parametrize(("steps", "warmup"), [(1, 1), (10, 1), (710, 36), (40_000, 2000), (333_786, 2000)])
-def test_warmup_is_a_share_of_the_run_up_to_a_limit(steps: int, warmup: int) -> None:
-    assert suggest_warmup_steps(steps).value == warmup
 
 
 # ---- layouts
