@@ -58,15 +58,13 @@ print(json.dumps({"seconds": seconds} | {name: float(getattr(law, name)) for nam
 """
 
 
-def load_runs() -> tuple[Floats, Floats, Floats]:
-    """(parameters, tokens, loss) of the 240 runs."""
-    folder = os.environ.get("TRAINWRIGHT_REFERENCE")
-    if not folder:
-        sys.exit("TRAINWRIGHT_REFERENCE is not set: the runs to fit are in the reference folder; nothing is timed")
-    with (Path(folder) / "scaling" / "svg_extracted_data.csv").open(newline="", encoding="utf-8") as handle:
+def load_runs(reference: Path, left_out: int = LEFT_OUT) -> tuple[Floats, Floats, Floats]:
+    """(parameters, tokens, loss) of the 240 runs, or of more."""
+    with (reference / "scaling" / "svg_extracted_data.csv").open(newline="", encoding="utf-8") as handle:
         rows = list(csv.DictReader(handle))
     columns = [np.array([float(row[key]) for row in rows]) for key in ("Model Size", "Training FLOP", "loss")]
-    kept = columns[2] < np.sort(columns[2])[-LEFT_OUT]  # in the file's order, which the draws follow
+    # In the file's order, which the draws follow.
+    kept = np.argsort(np.argsort(columns[2])) < len(rows) - left_out
     params, flops, loss = (column[kept] for column in columns)
     return params, flops / (6 * params), loss
 
@@ -114,7 +112,10 @@ def main() -> None:
     parser.add_argument("--peer", type=Path, default=Path("build/peers/chinchilla/bin/python"))
     parser.add_argument("--draws", type=Path)
     arguments = parser.parse_args()
-    runs = load_runs()
+    folder = os.environ.get("TRAINWRIGHT_REFERENCE")
+    if not folder:
+        sys.exit("TRAINWRIGHT_REFERENCE is not set: the runs to fit are in the reference folder; nothing is timed")
+    runs = load_runs(Path(folder))
     start = time.process_time()
     problem = Problem.of(*runs)
     theta, value = fit(problem)

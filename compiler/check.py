@@ -201,7 +201,7 @@ def _whole_plan(plan: Plan) -> list[str]:
         )
     if not 0 <= training.warmup_steps < training.steps:
         problems.append(f"warmup_steps: {training.warmup_steps} must be at least 0 and below steps {training.steps}")
-    if training.warmup_steps + training.decay_steps > training.steps:
+    elif training.warmup_steps + training.decay_steps > training.steps:
         problems.append(
             f"decay_steps: warmup_steps {training.warmup_steps} + decay_steps {training.decay_steps} = "
             f"{training.warmup_steps + training.decay_steps}, but steps is {training.steps}"

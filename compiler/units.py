@@ -134,7 +134,6 @@ _SUFFIX = {
     "steps": " steps",
     "device_hours": " device-hours",
     "power": " W",
-    "carbon": " kg/kWh",
 }
 
 
@@ -147,6 +146,8 @@ def format_quantity(kind: str, amount: float) -> str:
         return f"{amount:.4g} FLOPs"
     if kind == "fraction":
         return f"{amount * 100:.4g}%"
+    if kind == "carbon":
+        return f"{amount:.4g} kg/kWh"
     if kind == "price":
         return f"${amount:.2f}/device-hour"
     if kind in _STEPS:

@@ -59,7 +59,7 @@ def test_what_the_user_wrote_is_pinned_in_the_plan(
 ) -> None:
     """Every training and layout pin reaches a leaf whose reason says that it is pinned, and at which line."""
     for case, part, names in (
-        ("every_pin_of_training", "training", {"warmup": "warmup_steps"}),
+        ("every_pin_of_training", "training", {"warmup": "warmup_steps", "decay": "decay_steps"}),
         ("every_pin_of_layout", "layout", {}),
     ):
         spec = read_case(Path(__file__).parent / "cases" / f"{case}.yaml")["spec"]

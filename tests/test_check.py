@@ -99,7 +99,10 @@ def test_a_chosen_plan_is_legal_and_a_changed_one_is_not(plan: Plan) -> None:
     ("changes", "message"),
     [
         ({"tokens_per_step": 1}, "tokens_per_step: global_batch 512 x context_length 8192 = 4194304, but tokens_per_step is 1"),
-        ({"warmup_steps": 10**9}, "warmup_steps: 1000000000 must be between 0 and steps"),
+        ({"warmup_steps": 10**9}, "warmup_steps: 1000000000 must be at least 0 and below steps 333786"),
+        ({"schedule": "wsd", "decay_style": "minus_sqrt", "decay_steps": 332_000}, "decay_steps: warmup_steps 2000 + decay_steps 33"),
+        ({"decay_steps": 10}, "schedule: cosine with decay_steps 10 and decay_style none: wsd, and wsd alone, has a decay"),
+        ({"schedule": "wsd"}, "schedule: wsd with decay_steps 0 and decay_style none: wsd, and wsd alone, has a decay"),
         ({"min_learning_rate": 1.0}, "min_learning_rate: 1.0 must be between 0 and learning_rate 0.0003"),
     ],
 )  # fmt: skip
@@ -114,7 +117,7 @@ def test_tuning_batches_and_rates_must_agree(plan: Plan) -> None:
     given = replace(sft.training, global_batch=100, micro_batch=3, min_learning_rate=1.0)
     assert check_plan(replace(plan, sft=(replace(sft, training=given),))) == [
         "sft: global_batch 100 / (micro_batch 3 x data 128) = 0.2604 micro-batches: they must be whole",
-        "sft: min_learning_rate 1.0 must be between 0 and learning_rate 3e-05",
+        "sft: min_learning_rate 1.0 must be between 0 and learning_rate 5e-06",
     ]
 
 

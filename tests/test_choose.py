@@ -1,4 +1,4 @@
-"""Decisions: shapes by the family, rates by Step Law, layouts by search. Sizes: test_questions.py."""
+"""Decisions: shapes by the family, layouts by search. Sizes: test_questions.py; rates: test_hyperparameters.py."""
 
 import itertools
 from dataclasses import replace
@@ -9,13 +9,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from trainwright.compiler.check import Terms, legal_rows
-from trainwright.compiler.choose.hyperparameters import (
-    list_law_extrapolations,
-    suggest_batch_tokens,
-    suggest_learning_rate,
-    suggest_min_learning_rate,
-    suggest_warmup_steps,
-)
 from trainwright.compiler.choose.layout import LayoutChoice, choose_layout, enumerate_layouts, pad_vocabulary
 from trainwright.compiler.choose.shape import choose_shape, nominal_parameters, tiled_up_to
 from trainwright.compiler.errors import InfeasibleError
@@ -26,16 +19,12 @@ from trainwright.compiler.estimate.step_time import estimate_step_time
 from trainwright.compiler.facts import (
     find_device,
     find_family,
-    find_hyperparameter_law,
     load_devices,
     load_families,
 )
 from trainwright.compiler.plan import Shape
 from trainwright.compiler.ranges import Choice
 from trainwright.compiler.resolve import ResolvedLayout
-
-RATES = find_hyperparameter_law("step_law")
-
 
 # ---- shapes
 
@@ -98,24 +87,6 @@ def test_a_published_size_is_the_published_shape(family: str, size: str) -> None
 def test_a_size_below_the_vocabulary_alone_is_refused() -> None:
     with pytest.raises(InfeasibleError, match="nearest has"):
         choose_shape(find_family("llama"), 1e5, 128256, 8192)
-
-
-# ---- rates
-
-
-def test_a_forced_batch_moves_the_learning_rate_by_the_root_of_the_ratio() -> None:
-    batch = suggest_batch_tokens(RATES, 2e10).value
-    at_best = suggest_learning_rate(RATES, 1e9, 2e10, batch)
-    forced = suggest_learning_rate(RATES, 1e9, 2e10, 4 * batch)
-    assert at_best.value == pytest.approx(9.96023e-4, rel=1e-5)  # the law's constants, evaluated apart from this code
-    assert forced.value == pytest.approx(2 * at_best.value)
-    assert f"= {forced.value:.4g}" in forced.text
-    assert suggest_min_learning_rate(at_best.value).value == pytest.approx(at_best.value / 10)
-
-
-@pytest.mark.parametrize(("steps", "warmup"), [(1, 1), (10, 1), (710, 36), (40_000, 2000), (333_786, 2000)])
-def test_warmup_is_a_share_of_the_run_up_to_a_limit(steps: int, warmup: int) -> None:
-    assert suggest_warmup_steps(steps).value == warmup
 
 
 # ---- layouts

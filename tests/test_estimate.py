@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainwright.compiler.errors import UnknownNameError
-from trainwright.compiler.estimate.cost import estimate_cost, estimate_mfu
+from trainwright.compiler.estimate.cost import Rates, estimate_cost, estimate_mfu
 from trainwright.compiler.estimate.flops import executed_flops_per_token, model_flops_per_token
 from trainwright.compiler.estimate.layouts import RECOMPUTE, Layouts, Workload, one_layout
 from trainwright.compiler.estimate.memory import (
@@ -224,8 +224,9 @@ def test_fullest_rank_is_the_first_or_the_last() -> None:
 
 
 def test_cost_and_utilisation() -> None:
-    cost = estimate_cost(steps=1000, step_s=3.6, devices=8, price_usd_per_device_hour=2.5)
-    assert (cost.train_s, cost.device_hours, cost.cost_usd) == (3600.0, 8.0, 20.0)
+    cost = estimate_cost(3600.0, 8, Rates(2.5, power_w=500.0, pue=1.5, carbon_kg_per_kwh=0.5))
+    assert (cost.duration_s, cost.device_hours, cost.cost_usd) == (3600.0, 8.0, 20.0)
+    assert (cost.energy_kwh, cost.co2_kg) == (6.0, 3.0)
     assert estimate_mfu(4e15, 2.0, 4, 1e15) == 0.5
 
 
@@ -234,6 +235,7 @@ def test_every_fact_has_a_source_and_links_rank_as_they_should() -> None:
         assert all(device.sources.values())
         assert set(device.peak_flops_per_s) == {"bf16", "fp32"}
         assert 0 < device.efficiency < 1
+        assert 1 <= device.power_w <= 2000
         assert device.memory_bytes > 8 * 2**30
         if device.kind == "cuda":
             assert device.inter_node_bytes_per_s < device.intra_node_bytes_per_s < device.memory_bandwidth_bytes_per_s

@@ -172,9 +172,10 @@ def _reinforced(context: _Context, stage: StagePlan, tuned: Reinforced) -> Stage
     steps = prompts / tuned.prompts
     train_s, generate_s = _passes_s(before, work), steps * batch_s
     at_once = generation.concurrent_sequences(engine, each)
+    share = generate_s / (generate_s + train_s)
     text = (
-        f"{prompts:,} prompts of {volume.prompt_tokens:,} tokens x {samples} of {answer:,} on average and {tuned.max_answer_tokens:,}"
-        f" at most{_assumed(context, tuned)}, {steps:,.0f} steps; generation, {generate_s / (generate_s + train_s):.0%} of the"
+        f"{prompts:,} prompts of {volume.prompt_tokens:,} tokens x {samples} of {answer:,} on average and"
+        f" {tuned.max_answer_tokens:,} at most{_assumed(context, tuned)}, {steps:,.0f} steps; generation, {share:.0%} of the"
         f" time, by bandwidth ({BANDWIDTH_SHARE:.0%} of it), tensor {engine.tensor}, {at_once:,.0f} answers at once a group,"
         f" lengths exponential, training states set aside; {_utilisation(before)}"
     )

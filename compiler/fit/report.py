@@ -1,7 +1,7 @@
 """What `trainwright fit` prints: a table, or one JSON object."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ WORST = 5  # residuals that are listed
 MEANINGS = {"a": "N ~ C^a along the frontier"}
 
 
-def fit_table(fit: Fit, budgets: Iterable[float]) -> RenderableType:
+def fit_table(fit: Fit, budgets: Sequence[float]) -> RenderableType:
     """Constants with intervals, what they say of budgets, the worst runs, approach 2 beside, and what forbids extrapolation."""
     runs = fit.runs
     size = np.abs(fit.residuals())
@@ -41,7 +41,8 @@ def fit_table(fit: Fit, budgets: Iterable[float]) -> RenderableType:
         Text(""),
         *(Text(line) for line in _approach2_lines(fit.approach2)),
     ]
-    return Group(*parts, *(Text(f"note: {note}") for note in runs.notes))
+    remarks = (*(f"note: {note}" for note in runs.notes), *(f"warning: {text}" for text in fit.warnings(budgets)))
+    return Group(*parts, *(Text(remark) for remark in remarks))
 
 
 def sweep_table(sweep: Sweep) -> RenderableType:
@@ -58,7 +59,7 @@ def sweep_table(sweep: Sweep) -> RenderableType:
     return Group(Text(""), Text(head), table)
 
 
-def fit_json(fit: Fit, budgets: Iterable[float], law: dict[str, Any] | None) -> dict[str, Any]:
+def fit_json(fit: Fit, budgets: Sequence[float], law: dict[str, Any] | None) -> dict[str, Any]:
     """The fit as JSON's types: A, B, E, alpha, beta and objective at the top; NaN is null."""
     estimates = fit.estimates()
     return {
@@ -78,6 +79,7 @@ def fit_json(fit: Fit, budgets: Iterable[float], law: dict[str, Any] | None) -> 
         "approach2": _approach2_json(fit.approach2),
         "refusals": list(fit.refusals),
         "notes": list(fit.runs.notes),
+        "warnings": fit.warnings(budgets),
         "law": law,
     }
 
@@ -113,7 +115,7 @@ def _constants(fit: Fit) -> Table:
     return table
 
 
-def _at_budgets(fit: Fit, budgets: Iterable[float]) -> Table:
+def _at_budgets(fit: Fit, budgets: Sequence[float]) -> Table:
     table = _table(
         "FLOPs", "x largest run", "best params (80 %)", "tokens (80 %)", "tokens a parameter (80 %)", "loss (80 %)"
     )

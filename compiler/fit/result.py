@@ -1,6 +1,6 @@
 """Runs -> Fit: constants, their bootstrap, what they say at a budget, and whether they may be extrapolated at all."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ EXTRAPOLATIONS = (
     10.0,
     30.0,
 )  # times the largest run's FLOPs; Hoffmann et al. 2022, appendix E: beyond, the frontier bends
+MOST_MEDIAN_ERROR = 0.02  # of ln L; that of Hoffmann et al.'s 240 runs is 0.0032
 PERCENTILES = (10.0, 90.0, 2.5, 97.5)
 
 
@@ -64,6 +65,23 @@ class Fit:
         """FLOPs at which the table reports: inside the runs only where extrapolation is refused."""
         largest = float(self.runs.model_flops.max())
         return (largest,) if self.refusals else tuple(times * largest for times in EXTRAPOLATIONS)
+
+    def warnings(self, budgets: Iterable[float]) -> list[str]:
+        """What to mind in the numbers at these FLOPs."""
+        largest, error = float(self.runs.model_flops.max()), float(np.median(np.abs(self.residuals())))
+        most = EXTRAPOLATIONS[-1]
+        found = [
+            f"{flops:.3g} FLOPs are {flops / largest:.3g} x the largest run: beyond {most:g} x the frontier bends to smaller "
+            "models (Hoffmann et al. 2022, appendix E)"
+            for flops in budgets
+            if flops > most * largest * (1 + 1e-9)
+        ]
+        if error > MOST_MEDIAN_ERROR:
+            found.append(
+                f"half of the runs are off the law by more than {100 * error:.2g} %: runs of several tokenizers, corpora "
+                "or schedules that end early lie on no one law"
+            )
+        return found
 
     def _estimates(self, of: Callable[[Mapping[str, Floats]], Mapping[str, Floats]]) -> dict[str, Estimate]:
         values, draws = of(self.problem.constants(self.theta)), of(self.problem.constants(self.draws))

@@ -22,7 +22,7 @@ STEP = 2**0.5  # between the sizes, and the tokens, of candidates
 BEYOND = 2.0  # times outside the runs' sizes and tokens, where the law is still taken to hold
 LEAST_SPAN = 32.0  # of the candidates' sizes and tokens
 RATIOS = (1.0, 1000.0)  # tokens a parameter
-LARGEST_SHARE = 1 / 3  # of the budget that one run may take: it is a sweep
+LARGEST_SHARE = 1 / 3  # of the budget, and of the target, that one run may take: it is a sweep of small runs
 NOISE = (
     0.006  # sd of ln L from run to run: about the fit of Hoffmann et al.'s 240 runs, where too few are there to see it
 )
@@ -31,6 +31,7 @@ LEAST_NOISE = 1e-3
 PRIOR_SD = np.array([1.0, 1.0, 0.5, 0.15, 0.15])
 NEGLIGIBLE = 0.01  # a run without which the criterion rises by less is left out
 EXCHANGES = 20
+STARTS = (1, 4, 16)  # greedy sweeps of the budget over these
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,10 @@ class _Design:
         rows = self.candidates[chosen]
         return _quadratic(_inverse(self.information + rows.T @ rows), self.targets)
 
+    def criterion(self, chosen: list[int], before: Floats) -> float:
+        """The sum of the variances, each over what it was."""
+        return float((self.variances(chosen) / before).sum())
+
     def after_adding(self, chosen: list[int], before: Floats) -> Floats:
         """The criterion with each candidate added to `chosen`, shape (c,): Sherman and Morrison's update."""
         rows = self.candidates[chosen]
@@ -85,9 +90,8 @@ def suggest(runs: Runs, problem: Problem, theta: Floats | None, budget: float, t
     if theta is None:
         law, theta = DEFAULT_LAW, _default_theta(problem)
     else:
-        residual = np.abs(problem.log_loss - problem.shares(theta[None])[0][0])
-        noise = max(LEAST_NOISE, 1.4826 * float(np.median(residual)))
-    params, tokens = _candidates(runs, budget)
+        noise = noise_of(problem, theta)
+    params, tokens = _candidates(runs, min(budget, target))
     design = _Design(
         information=_information(problem, theta, noise),
         candidates=_slopes(problem, theta, params, tokens) / noise,
@@ -95,11 +99,25 @@ def suggest(runs: Runs, problem: Problem, theta: Floats | None, budget: float, t
         targets=_target_slopes(problem, theta, target),
     )
     before = design.variances([])
-    chosen = _prune(design, _exchange(design, _greedy(design, budget, before), budget, before), before)
+    # A start that spends less leaves room for exchanges that one which spends all has not.
+    found = [_exchange(design, _greedy(design, budget / part, before), budget, before) for part in STARTS]
+    chosen = _prune(design, min(found, key=lambda indices: design.criterion(indices, before)), before)
     after = design.variances(chosen)
     chosen.sort(key=lambda index: (design.costs[index], params[index]))
     sds = np.sqrt(np.stack([before, after], axis=1))
     return Sweep(params[chosen], tokens[chosen], budget, target, (sds[0, 0], sds[0, 1]), (sds[1, 0], sds[1, 1]), law)
+
+
+def noise_of(problem: Problem, theta: Floats) -> float:
+    """sd of ln L around the fit, from the median, which runs far off do not move."""
+    residual = np.abs(problem.log_loss - problem.shares(theta[None])[0][0])
+    return max(LEAST_NOISE, 1.4826 * float(np.median(residual)))
+
+
+def expected_sd(problem: Problem, theta: Floats, noise: float, target: float) -> Floats:
+    """Of ln N and ln L at the target, shape (2,), by the information of the runs and the prior."""
+    covariance = _inverse(_information(problem, theta, noise))
+    return np.asarray(np.sqrt(_quadratic(covariance, _target_slopes(problem, theta, target))))
 
 
 def _default_theta(problem: Problem) -> Floats:
@@ -134,23 +152,24 @@ def _target_slopes(problem: Problem, theta: Floats, target: float) -> Floats:
     return np.stack([size, _slopes(problem, theta, best["params"][None], best["tokens"][None])[0]])
 
 
-def _candidates(runs: Runs, budget: float) -> tuple[Floats, Floats]:
+def _candidates(runs: Runs, limit: float) -> tuple[Floats, Floats]:
     """(params, tokens) of every run that may be suggested, two significant digits each.
 
-    Raises InfeasibleError where the budget pays for none.
+    `limit`: FLOPs of which a run takes LARGEST_SHARE at most. Raises InfeasibleError where that is none.
     """
     params, tokens = (axis.ravel() for axis in np.meshgrid(_axis(runs.params), _axis(runs.tokens), indexing="ij"))
     ratio = tokens / params
     wide = (min(RATIOS[0], (runs.tokens / runs.params).min()), max(RATIOS[1], (runs.tokens / runs.params).max()))
     params, tokens = (axis[(ratio >= wide[0]) & (ratio <= wide[1])] for axis in (params, tokens))
     costs = 6 * params * tokens
-    pays = costs <= LARGEST_SHARE * budget
+    pays = costs <= LARGEST_SHARE * limit
     if not pays.any():
         least = int(np.argmin(costs))
+        size, length = f"{params[least]:.3g}", f"{tokens[least]:.3g}"
         raise InfeasibleError(
-            f"--suggest {budget:.4g}: pays for no run: the smallest near the file's, {params[least]:.3g} params on "
-            f"{tokens[least]:.3g} tokens, takes 6 x {params[least]:.3g} x {tokens[least]:.3g} = {costs[least]:.3g} FLOPs, and a "
-            f"run may take a third of the budget; suggest with {costs[least] / LARGEST_SHARE:.2g} FLOPs or more"
+            f"{limit:.4g} FLOPs pay for no sweep: the smallest run near the file's, {size} params on {length} tokens, takes "
+            f"6 x {size} x {length} = {costs[least]:.3g} FLOPs, and a run may take a third of --suggest and of --target; "
+            f"{costs[least] / LARGEST_SHARE:.2g} FLOPs are enough"
         )
     known = set(zip(runs.params, runs.tokens, strict=True))
     pays &= np.array([pair not in known for pair in zip(params, tokens, strict=True)])
@@ -179,7 +198,8 @@ def _greedy(design: _Design, budget: float, before: Floats) -> list[int]:
     left, cheapest = budget, float(design.costs.min())
     for place in range(MOST_RUNS):
         values = design.after_adding(chosen, before)
-        values[design.costs > left - cheapest * min(MOST_RUNS - place - 1, left / cheapest - 1)] = np.inf
+        later = min(MOST_RUNS - place - 1, int(left / cheapest) - 1)
+        values[design.costs > left - cheapest * later] = np.inf
         values[chosen] = np.inf
         best = int(np.argmin(values))
         if not np.isfinite(values[best]):
@@ -191,7 +211,7 @@ def _greedy(design: _Design, budget: float, before: Floats) -> list[int]:
 
 def _exchange(design: _Design, chosen: list[int], budget: float, before: Floats) -> list[int]:
     """Swap one run at a time for the candidate that lowers the criterion most, until none does."""
-    value = float((design.variances(chosen) / before).sum())
+    value = design.criterion(chosen, before)
     for _ in range(EXCHANGES):
         start = value
         for place in range(len(chosen)):
@@ -210,8 +230,8 @@ def _exchange(design: _Design, chosen: list[int], budget: float, before: Floats)
 def _prune(design: _Design, chosen: list[int], before: Floats) -> list[int]:
     """Without the runs that hardly matter, the least useful first."""
     while len(chosen) > 1:
-        value = float((design.variances(chosen) / before).sum())
-        without = [float((design.variances([o for o in chosen if o != one]) / before).sum()) for one in chosen]
+        value = design.criterion(chosen, before)
+        without = [design.criterion([other for other in chosen if other != one], before) for one in chosen]
         least = int(np.argmin(without))
         if without[least] > value * (1 + NEGLIGIBLE):
             break
