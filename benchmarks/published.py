@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from ruamel.yaml import YAML
 
-from trainwright.compiler.choose import budget, cluster
+from trainwright.compiler.choose import cluster
 from trainwright.compiler.estimate import cost, flops, generation, memory, params, post_training, step_time
 from trainwright.compiler.estimate.layouts import Layouts, Workload, one_layout
 from trainwright.compiler.facts import (
@@ -22,14 +22,16 @@ from trainwright.compiler.facts import (
     find_device,
     find_family,
     find_hyperparameter_law,
-    find_loss_law,
     make_shape,
 )
 from trainwright.compiler.laws import rates
+from trainwright.compiler.laws.experts import ExpertsLaw
+from trainwright.compiler.laws.find import find_law
+from trainwright.compiler.laws.law import Law
+from trainwright.compiler.laws.repeated import RepeatedDataLaw
 from trainwright.compiler.plan import Layout, Shape
 
 FOLDER = Path(__file__).resolve().parents[1] / "tests" / "published"
-LOSS = find_loss_law("chinchilla_refit")
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,21 @@ def _step_s(of: Mapping[str, Any]) -> float:
     return float(step_time.estimate_step_time(*_run(of)).total[0])
 
 
+def _law(of: Mapping[str, Any]) -> Law:
+    """The law of a claim, for its experts or unique tokens; absent: the planner's default."""
+    law = find_law(of.get("law", "epoch2024"))
+    if isinstance(law, ExpertsLaw):
+        return law.with_experts(of["experts"])
+    return law.with_unique_tokens(of["unique_tokens"]) if isinstance(law, RepeatedDataLaw) else law
+
+
+def _best(of: Mapping[str, Any]) -> tuple[float, float]:
+    parameters, tokens = _law(of).frontier(float(of["flops"]))
+    return float(parameters), float(tokens)
+
+
 def _best_loss(of: Mapping[str, Any]) -> float:
-    return budget.predict_loss(LOSS, *budget.choose_parameters_and_tokens(LOSS, of["flops"]))
+    return float(_law(of).loss(*_best(of)))
 
 
 def _rates(of: Mapping[str, Any]) -> tuple[HyperparameterLaw, rates.Run]:
@@ -169,11 +184,12 @@ COMPUTE: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
     "active_parameters": lambda of: params.count_active_parameters(*_family_shape(of)),
     "flops_per_token": lambda of: flops.model_flops_per_token(*_family_shape(of)),
     "flops_of_run": lambda of: flops.model_flops_per_token(*_family_shape(of)) * of["tokens"],
-    "best_parameters": lambda of: budget.choose_parameters_and_tokens(LOSS, of["flops"])[0],
-    "best_tokens": lambda of: budget.choose_parameters_and_tokens(LOSS, of["flops"])[1],
+    "best_parameters": lambda of: _best(of)[0],
+    "best_tokens": lambda of: _best(of)[1],
     "best_loss": _best_loss,
-    "tokens_for_parameters": lambda of: budget.choose_tokens(LOSS, of["parameters"]),
-    "parameters_for_tokens": lambda of: budget.choose_parameters(LOSS, of["tokens"]),
+    "tokens_for_parameters": lambda of: float(_law(of).tokens_for(float(of["parameters"]))),
+    "parameters_for_tokens": lambda of: float(_law(of).parameters_for(float(of["tokens"]))),
+    "loss": lambda of: float(_law(of).loss(float(of["parameters"]), float(of["tokens"]))),
     "learning_rate": lambda of: float(rates.law_rate(*_rates(of))),
     "batch_tokens": lambda of: float(rates.law_batch(*_rates(of))),
     "allocated_gib": _allocated_gib,

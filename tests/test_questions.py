@@ -263,7 +263,7 @@ def test_unique_tokens_are_counted_in_epochs(tmp_path: Path) -> None:
 
 
 def test_a_mixture_of_experts_is_sized_by_its_own_law(tmp_path: Path) -> None:
-    """The paper's table 2: at 1e22 FLOPs 4 experts for one used are best in 24 GB, 16 in 80 GB; here keys and values are left out."""
+    """The paper's table 2: at 1e22 FLOPs 4 experts for one used are best in 24 GB, 16 in 80 GB (keys and values counted)."""
     asked = {
         "model": "{family: mixtral, context_length: 4096}",
         "compute": "{device: h100, nodes: 4, devices_per_node: 8, budget: 1e22 FLOPs}",

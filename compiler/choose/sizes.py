@@ -59,7 +59,9 @@ def tabulate_sizes(family: Family, num_experts: int, vocab_size: int, context_le
         return np.asarray(2 * hidden * (hidden + keys) + experts * matrices * rules.ffn_ratio[1] * hidden**2)
 
     def count(hidden: Floats) -> Floats:
-        return (copies * vocab_size + positions) * hidden + hidden / width * layer(hidden, max(num_experts, 1))
+        return np.asarray(
+            (copies * vocab_size + positions) * hidden + hidden / width * layer(hidden, max(num_experts, 1))
+        )
 
     hidden = (total * width / 13) ** (1 / 3)
     for _ in range(ROUNDS):

@@ -64,24 +64,17 @@ def choose_size(spec: ResolvedSpec, variants: tuple[Variant, ...], flops_per_s: 
     if question.parameters:
         return Sizing(variants[0], Answer(question.parameters, "pinned", "model.size"), "")
     _require_answerable(spec, law, question)
-    answers = [
-        (variant, *(float(column[0]) for column in answer(variant.law, variant.sizes, question)))
-        for variant in variants
-    ]
-    found = [
-        (_merit(variant, question, total, tokens), variant, total, tokens)
-        for variant, total, tokens in answers
-        if total > 0
-    ]
+    found = [one for variant in variants if (one := _found(variant, question)) is not None]
     if not found:
         raise InfeasibleError(_explain_unreachable(spec, law, question, flops_per_s))
-    _, variant, total, tokens = min(found, key=lambda one: one[0])
+    best = min(found, key=lambda one: one.merit)
+    variant, total, tokens = best.variant, best.total, best.tokens
     if not SMALLEST * 1.02 < total < LARGEST / 1.02:
         raise InfeasibleError(_explain_absurd(spec, question, total, flops_per_s))
     return Sizing(
         variant,
         Answer(total, *_why_size(spec, variant.law, question, tokens, flops_per_s)),
-        _why_experts(question, variant, [(one[1], one[2], one[0]) for one in found]),
+        _why_experts(question, variant, found),
     )
 
 
@@ -111,13 +104,26 @@ def choose_token_budget(
     return Answer(tokens, "law", f"{name}: best number of tokens for {parameters:,} parameters{inference}")
 
 
-def _merit(variant: Variant, question: Question, total: float, tokens: float) -> float:
-    """What the best variant has least of: the loss of a budget, else the cost of a loss."""
-    columns = np.array([total])
+@dataclass(frozen=True)
+class _Found:
+    """What a variant answers, and what the best variant has least of: the loss of a budget, else the cost of a loss."""
+
+    variant: Variant
+    total: float
+    tokens: float
+    merit: float
+
+
+def _found(variant: Variant, question: Question) -> _Found | None:
+    total, tokens = answer(variant.law, variant.sizes, question)
+    if not (total[0] > 0 and tokens[0] > 0):  # nan: nothing answers
+        return None
     if question.limited and not question.target_loss and variant.law.minimises:
-        counted = variant.sizes.at(variant.sizes.counted(variant.law.facts.counts), columns)
-        return float(variant.law.loss(counted, np.array([tokens]))[0])
-    return float(life_flops(variant.sizes, question, columns, np.array([tokens]))[0])
+        counted = variant.sizes.at(variant.sizes.counted(variant.law.facts.counts), total)
+        merit = variant.law.loss(counted, tokens)
+    else:
+        merit = life_flops(variant.sizes, question, total, tokens)
+    return _Found(variant, float(total[0]), float(tokens[0]), float(merit[0]))
 
 
 def _describe_limits(spec: ResolvedSpec, question: Question, each: float, flops_per_s: float) -> str:
@@ -153,13 +159,13 @@ def _why_size(spec: ResolvedSpec, law: Law, question: Question, tokens: float, f
     return "law", f"{name}: best size for {limits}{inference}{served}"
 
 
-def _why_experts(question: Question, chosen: Variant, found: list[tuple[Variant, float, float]]) -> str:
+def _why_experts(question: Question, chosen: Variant, found: list[_Found]) -> str:
     if len(found) < 2:
         return ""
     what = "FLOPs" if question.target_loss or not question.limited else "loss"
     each = ", ".join(
-        f"{variant.family.rules.num_experts}: {merit:.5g} at {format_quantity('parameters', total)}"
-        for variant, total, merit in found
+        f"{one.variant.family.rules.num_experts}: {one.merit:.5g} at {format_quantity('parameters', one.total)}"
+        for one in found
     )
     return f"{chosen.law.facts.name}: least {what} within scaling.serving_memory by number of experts ({each})"
 

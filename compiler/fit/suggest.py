@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainwright.compiler.errors import InfeasibleError
-from trainwright.compiler.facts import find_loss_law
+from trainwright.compiler.facts import find_law_facts
 from trainwright.compiler.fit.approach3 import Floats, Problem
 from trainwright.compiler.fit.optimum import best_at
 from trainwright.compiler.fit.runs import Runs
 
-DEFAULT_LAW = "chinchilla_refit"
+DEFAULT_LAW = "epoch2024"
 MOST_RUNS = 12
 STEP = 2**0.5  # between the sizes, and the tokens, of candidates
 BEYOND = 2.0  # times outside the runs' sizes and tokens, where the law is still taken to hold
@@ -121,9 +121,9 @@ def expected_sd(problem: Problem, theta: Floats, noise: float, target: float) ->
 
 
 def _default_theta(problem: Problem) -> Floats:
-    law = find_loss_law(DEFAULT_LAW)
-    a, b = np.log(law.A) - law.alpha * problem.mean_x, np.log(law.B) - law.beta * problem.mean_y
-    return np.array([a, b, np.log(law.E), law.alpha, law.beta])
+    law = find_law_facts(DEFAULT_LAW).constants
+    a, b = np.log(law["A"]) - law["alpha"] * problem.mean_x, np.log(law["B"]) - law["beta"] * problem.mean_y
+    return np.array([a, b, np.log(law["E"]), law["alpha"], law["beta"]])
 
 
 def _information(problem: Problem, theta: Floats, noise: float) -> Floats:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainwright.compiler.facts import HyperparameterLaw, PowerLaw
+from trainwright.compiler.laws.find import find_law
 
 Floats = NDArray[np.float64]
 
@@ -46,9 +47,7 @@ def law_quantities(law: HyperparameterLaw, run: Run) -> Mapping[str, Floats]:
 
 def final_loss(run: Run) -> Floats:
     """Loss at the end of the run by kaplan2020 (nats a token): the only loss that its critical batch may be asked with."""
-    n_c, d_c, alpha_n, alpha_d = 6.4e13, 1.8e13, 0.076, 0.103
-    body, tokens = np.asarray(run.body, dtype=np.float64), np.asarray(run.tokens, dtype=np.float64)
-    return np.asarray(((n_c / body) ** (alpha_n / alpha_d) + d_c / tokens) ** alpha_d)
+    return find_law("kaplan2020").loss(np.asarray(run.body, dtype=np.float64), np.asarray(run.tokens, dtype=np.float64))
 
 
 def apply_power(power: PowerLaw, quantities: Mapping[str, Floats]) -> Floats:
