@@ -13,19 +13,20 @@ def cost_rows(plan: Plan) -> tuple[tuple[str, ...], Rows]:
     cost line is stated."""
     estimates, totals = plan.estimates, plan.estimates.totals
     lines = [(line.name, *("-",) * 6, format_quantity("money", line.cost_usd)) for line in estimates.cost_lines]
-    summed = (
-        "-",
+    summed: tuple[str, ...] = (
         f"{totals.flops:.3g}",
         format_quantity("time", totals.duration_s),
         _hours(totals.device_hours),
         format_quantity("energy", totals.energy_kwh),
         format_quantity("mass", totals.co2_kg),
-        format_quantity("money", totals.devices_usd + totals.lines_usd),
     )
+    if not totals.device_hours:
+        summed = ("-",) * len(summed)
+    whole = ("in all", "-", *summed, format_quantity("money", totals.devices_usd + totals.lines_usd))
     stages = [(stage.name, *_figures(stage)) for stage in estimates.stages if stage.device_hours]
     columns = ("costs", "tokens", "FLOPs", "time", "device-hours", "energy", "CO2", "money")
     shown = len(columns) if totals.devices_usd or lines else len(columns) - 1
-    return columns[:shown], [row[:shown] for row in (*stages, *lines, ("in all", *summed))]
+    return columns[:shown], [row[:shown] for row in (*stages, *lines, whole)]
 
 
 def _figures(stage: StageEstimate) -> tuple[str, ...]:

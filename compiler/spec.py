@@ -22,6 +22,7 @@ from trainwright.compiler.spec_fields import (
     ServedTokens,
     Size,
     StageName,
+    Title,
     Tokens,
     Warmup,
     section_or_empty,
@@ -189,7 +190,7 @@ class PowerSpec(Section):
 class CostSpec(Section):
     """What the user pays beside the devices."""
 
-    name: str = Field(min_length=1, max_length=64, description="what the table of costs calls it")
+    name: Title = Field(description="what the table of costs calls it (one line, to 64 characters)")
     amount: Money = Field(description='money, such as "$50k"')
     per: Literal["month"] | None = Field(
         default=None, description="paid again each month (365.25 / 12 days) that the stages take; absent: once"

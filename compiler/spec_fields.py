@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 from pydantic_core import CoreSchema, core_schema
 
 from trainwright.compiler.units import BUDGET_KINDS, KINDS, Quantity, UnitError, format_quantity, parse_quantity
@@ -44,8 +44,16 @@ def section_or_empty(value: object) -> object:
     return {} if value is None else value
 
 
+def one_line(value: str) -> str:
+    """Text for a table: not blank, without line breaks."""
+    if not 1 <= len(value) <= 64 or not value.isprintable() or value != value.strip():
+        raise UnitError(f"{value!r} is no title: one line of 1 to 64 characters, without spaces around it")
+    return value
+
+
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 StageName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
+Title = Annotated[str, AfterValidator(one_line)]
 Tokens = Annotated[Quantity, _Measure(("tokens",), bare="tokens", low=1, high=1e16)]
 Size = Annotated[
     Quantity | str,  # a mixture of experts is called by them: 8x7B

@@ -177,6 +177,12 @@ def test_stages_whose_work_is_unknown_show_no_figures(plan: Plan) -> None:
     assert "ingest, curate, tokenizer, tokenize, export  not estimated" in text_of(plan)
 
 
+def test_a_plan_of_unknown_work_alone_shows_no_sums(spec: Path) -> None:
+    bare = plan_of(spec, "stages={export: {from: ../base}}", "cluster.costs=[{name: storage, amount: $5}]")
+    rows = rows_of(bare)
+    assert rows == {"storage": ["-"] * 6 + ["$5"], "in all": ["-"] * 6 + ["$5"]}
+
+
 @settings(max_examples=12)
 @given(
     price=st.floats(0.01, 100),
@@ -258,6 +264,7 @@ def test_costs_change_no_identity(spec: Path, plan: Plan) -> None:
     ("cluster.power.carbon=0.4 kg", "cluster.power.carbon: '0.4 kg' has the unit 'kg', which is not accepted here"),
     ("cluster.power.carbon=20 kg/kWh", "cluster.power.carbon: '20 kg/kWh' is out of range: it must be at most 10 kg/kWh"),
     ("cluster.costs[1].name=data licence", "cluster.costs[1].name: data licence is the name of two cost lines; rename one"),
+    ('cluster.costs[1].name="two\\nlines"', "cluster.costs[1].name: 'two\\nlines' is no title: one line of 1 to 64"),
     ("cluster.costs[1].per=year", "cluster.costs[1].per: \"year\" is not 'month'"),
     ("cluster.costs[0].amount=50000", "cluster.costs[0].amount: 50000 has no unit; accepted: money"),
 ])  # fmt: skip
