@@ -117,7 +117,7 @@ class HyperparameterLaw:
 
     name: str
     source: str
-    counts: str  # what N is: "body" | "without_embedding" | "active" | "flops" (M, and no N)
+    counts: str  # what N is: "body", "without_embedding", "flops" as in COUNTS, or "used": all that a token uses
     learning_rate: PowerLaw | None
     batch: PowerLaw | None
     timescale: PowerLaw | None  # of AdamW, as a share of the run

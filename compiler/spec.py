@@ -224,6 +224,9 @@ class ObjectiveSpec(Section):
     )
 
 
+RateLaw = Literal["step_law", "deepseek_llm", "porian2024", "bjorck2024", "ludziejewski2025", "mup"]
+
+
 class MupSpec(Section):
     """The run whose learning rate is transferred: same depth, batch and tokens, another width."""
 
@@ -250,12 +253,10 @@ class ScalingSpec(Section):
         default=None,
         description="memory that the weights of a mixture of experts may take where it is served (bytes, bf16); absent: no limit",
     )
-    learning_rate: Literal["step_law", "deepseek_llm", "porian2024", "bjorck2024", "ludziejewski2025", "mup"] | None = (
-        Field(
-            default=None,
-            description="law of the peak learning rate; mup: transferred from the run in scaling.mup; absent: step_law, of a"
-            " mixture of experts ludziejewski2025",
-        )
+    learning_rate: RateLaw | None = Field(
+        default=None,
+        description="law of the peak learning rate; mup: transferred from the run in scaling.mup; absent: step_law, of a mixture"
+        " of experts ludziejewski2025",
     )
     batch: Literal["step_law", "deepseek_llm", "porian2024", "kaplan2020"] | None = Field(
         default=None,

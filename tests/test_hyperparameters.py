@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 
 from trainwright.compiler.check import check_plan
 from trainwright.compiler.choose import choose_plan
+from trainwright.compiler.choose.hyperparameters import describe_run
 from trainwright.compiler.emit import emit_bundle
 from trainwright.compiler.errors import CompileError, IllegalPlanError, SpecError
-from trainwright.compiler.facts import find_hyperparameter_law, load_hyperparameter_laws
+from trainwright.compiler.estimate.params import count_parameters
+from trainwright.compiler.facts import find_family, find_hyperparameter_law, load_hyperparameter_laws
 from trainwright.compiler.laws.rates import (
     Run,
     apply_power,
@@ -162,6 +164,25 @@ def test_the_rule_for_a_forced_batch_is_the_best_of_the_simple_ones(reference: P
     assert means["the root of the ratio"][1] == pytest.approx(0.00742, abs=0.00001)
 
 
+def test_the_rates_of_the_laws_spread_nine_fold() -> None:
+    run = run_of(1e9, 2e10)
+    rates = [float(law_rate(law, run)) for law in load_hyperparameter_laws().values() if law.learning_rate]
+    assert len(rates) == 5
+    assert max(rates) / min(rates) == pytest.approx(9.4, abs=0.1)
+
+
+def test_what_the_laws_count_of_a_shape() -> None:
+    """GPT-3 175B has no gate and as many key heads as heads: DeepSeek's M is 72 L d^2 + 12 L d s there."""
+    layers, width, context = 96, 12288, 2048
+    shape = find_family("gpt3").published["175B"]
+    run = describe_run(shape, context, 3e11)
+    assert run.body == 12 * layers * width**2
+    assert run.without_embedding == run.body + shape.vocab_size * width
+    assert run.used == count_parameters(shape, context)
+    assert run.flops == 72 * layers * width**2 + 12 * layers * width * context
+    assert (run.tokens, run.expansion) == (3e11, 1.0)
+
+
 # ---- which law a plan takes
 
 
@@ -219,6 +240,8 @@ def test_a_mixture_of_experts_has_the_rate_of_its_own_law() -> None:
     assert " x 4^-0.25 = " in text  # 8 experts, of which a token uses 2
     assert why(plan, "global_batch").startswith("step_law: ")
     assert why(plan_of(), "learning_rate").startswith("step_law: ")
+    small = plan_of("scaling.learning_rate=ludziejewski2025", "training.global_batch=16 sequences")
+    assert " at its batch of 256,000 tokens; x sqrt(32,768 / 256,000) = " in why(small, "learning_rate")
 
 
 def test_a_law_that_asks_for_a_batch_nobody_trained_with_is_held() -> None:
@@ -388,6 +411,11 @@ def test_wsd_ends_in_a_decay_to_zero(decay: tuple[str, ...], steps: int) -> None
     assert "kind='wsd'" in program.replace('"', "'")
     assert f"decay_steps={training.decay_steps}," in program.replace("_000", "000").replace("_", "_")
     assert "decay_style='minus_sqrt'" in program.replace('"', "'")
+
+
+def test_a_long_warm_up_leaves_wsd_a_shorter_decay() -> None:
+    training = plan_of("training.schedule=wsd", "training.warmup=95%").training
+    assert training.decay_steps == training.steps - training.warmup_steps == round(0.05 * training.steps)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])

@@ -8,15 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from trainwright.compiler.choose.batch import TOLERANCE
-from trainwright.compiler.estimate.flops import core_forward_flops
-from trainwright.compiler.estimate.params import count_active_parameters, count_body_parameters
+from trainwright.compiler.estimate.params import count_active_parameters, count_as
 from trainwright.compiler.facts import (
     HyperparameterLaw,
     find_hyperparameter_law,
     load_hyperparameter_laws,
 )
+from trainwright.compiler.laws.law import Floats
 from trainwright.compiler.laws.rates import (
-    Floats,
     Run,
     batch_overhead,
     describe_law,
@@ -67,9 +66,7 @@ class BatchPrice:
     law: str
     own_tokens: float  # the batch that the law would choose, tokens a step
     critical_tokens: float  # tokens a step at which twice the least number of tokens is needed
-    overhead: (
-        float  # extra tokens for the same loss, a fraction of the tokens; 0.0 where the batch is the law's own, rounded
-    )
+    overhead: float  # extra tokens for the same loss, a fraction; 0.0 where the batch is the law's own, rounded
 
 
 def choose_laws(scaling: ResolvedScaling, shape: Shape) -> Laws:
@@ -86,14 +83,11 @@ def choose_laws(scaling: ResolvedScaling, shape: Shape) -> Laws:
 
 def describe_run(shape: Shape, context_length: int, tokens: float) -> Run:
     """What the laws ask of a run."""
-    body = count_body_parameters(shape)
-    # core_forward_flops halves the attention; backward is twice forward.
-    attention = 3 * 2 * float(core_forward_flops(shape, context_length)) * shape.num_layers
     return Run(
-        body=float(body),
-        without_embedding=float(body + shape.vocab_size * shape.hidden_size),
-        active=float(count_active_parameters(shape, context_length)),
-        flops=6.0 * body + attention,
+        body=count_as("body", shape, context_length),
+        without_embedding=count_as("without_embedding", shape, context_length),
+        used=float(count_active_parameters(shape, context_length)),
+        flops=count_as("flops", shape, context_length),
         tokens=float(tokens),
         expansion=shape.num_experts / shape.experts_per_token if shape.num_experts else 1.0,
     )

@@ -7,24 +7,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from trainwright.compiler.facts import HyperparameterLaw, PowerLaw
 from trainwright.compiler.laws.find import find_law
-
-Floats = NDArray[np.float64]
+from trainwright.compiler.laws.law import Floats, Number
 
 
 @dataclass(frozen=True)
 class Run:
     """What the laws ask of a run. Floats, or columns of them; of a mixture of experts, what one token uses."""
 
-    body: Floats | float  # parameters without embedding and output layer
-    without_embedding: Floats | float  # the body and the output layer
-    active: Floats | float  # all parameters
-    flops: Floats | float  # M: non-embedding training FLOPs a token, attention counted full
-    tokens: Floats | float  # D, of the whole run
-    expansion: Floats | float  # E: experts for each that a token uses; 1: dense
+    body: Number  # parameters without embedding and output layer
+    without_embedding: Number  # the body and the output layer
+    used: Number  # all parameters, a tied embedding once
+    flops: Number  # M: non-embedding training FLOPs a token, attention counted full
+    tokens: Number  # D, of the whole run
+    expansion: Number  # E: experts for each that a token uses; 1: dense
 
 
 def law_parameters(law: HyperparameterLaw, run: Run) -> Floats:
@@ -84,7 +82,7 @@ def describe_law(law: HyperparameterLaw, power: PowerLaw | None, run: Run) -> st
     return " x ".join([f"{power.coefficient:.5g}", *factors, *counted])
 
 
-def scale_rate(batch_tokens: Floats | float, own_tokens: Floats | float) -> Floats:
+def scale_rate(batch_tokens: Number, own_tokens: Number) -> Floats:
     """What the rate of a law is multiplied by at another batch than its own: the root of the ratio below it, 1 above.
 
     The root is Adam's rule for noisy gradients (Malladi et al. 2022, arXiv 2205.10287). Above its own batch a law's rate is not
@@ -93,7 +91,7 @@ def scale_rate(batch_tokens: Floats | float, own_tokens: Floats | float) -> Floa
     return np.sqrt(np.minimum(1.0, np.asarray(batch_tokens, dtype=np.float64) / own_tokens))
 
 
-def batch_overhead(batch_tokens: Floats | float, own_tokens: Floats | float, critical: Floats | float) -> Floats:
+def batch_overhead(batch_tokens: Number, own_tokens: Number, critical: Number) -> Floats:
     """Extra tokens for the same loss, relative to the law's own batch; negative below it, where more steps are paid instead.
 
     tokens(B) = least tokens x (1 + B / critical batch) (McCandlish et al. 2018, arXiv 1812.06162).
@@ -102,9 +100,7 @@ def batch_overhead(batch_tokens: Floats | float, own_tokens: Floats | float, cri
     return (1.0 + batch / critical) / (1.0 + own / critical) - 1.0
 
 
-def weight_decay(
-    batch_tokens: Floats | float, learning_rate: Floats | float, tokens: Floats | float, timescale: Floats | float
-) -> Floats:
+def weight_decay(batch_tokens: Number, learning_rate: Number, tokens: Number, timescale: Number) -> Floats:
     """lambda = B / (eta D tau): AdamW forgets over `timescale` of the run (Wang and Aitchison 2024, arXiv 2405.13698)."""
     return np.asarray(batch_tokens, dtype=np.float64) / (np.asarray(learning_rate) * tokens * timescale)
 
