@@ -14,10 +14,10 @@ from trainwright.compiler.choose.kernels import fuses_activation
 from trainwright.compiler.choose.layout import choose_layout
 from trainwright.compiler.choose.ledger import Ledger
 from trainwright.compiler.choose.limits import depends_on_layout, exceeded, place, require_limits
-from trainwright.compiler.choose.shape import choose_shape, pinned_shape
+from trainwright.compiler.choose.shape import choose_shape_within, pinned_shape
 from trainwright.compiler.choose.sizing import Answer, Sizing, ask, choose_size, choose_token_budget
 from trainwright.compiler.choose.training import choose_training
-from trainwright.compiler.choose.variants import Variant, list_variants
+from trainwright.compiler.choose.variants import Variant, list_variants, most_parameters, require_served
 from trainwright.compiler.choose.warnings import list_warnings
 from trainwright.compiler.errors import IllegalPlanError, InfeasibleError
 from trainwright.compiler.estimate.layouts import Workload
@@ -74,6 +74,7 @@ def _choose(
     sizing = _sizing(spec, variants, flops_per_s)
     shape = _shape(spec, ledger, sizing, context, frozen)
     parameters = count_parameters(shape, context)
+    require_served(spec, parameters)
     answer = choose_token_budget(spec, sizing.variant, shape, parameters, context, flops_per_s)
     whole = answer.value if answer.kind == "pinned" else round_leaf(answer.value)
     if whole > answer.value and answer.kind == "derived":  # what a limit buys is rounded down
@@ -135,7 +136,7 @@ def _shape(spec: ResolvedSpec, ledger: Ledger, sizing: Sizing, context: int, fro
     else:
         size = sizing.parameters
         try:
-            choice = choose_shape(family, size.value, vocab_size, context)
+            choice = choose_shape_within(family, size.value, vocab_size, context, most_parameters(spec))
         except InfeasibleError as error:
             raise InfeasibleError(f"{place(spec, *SIZE_PINS)}: {error}") from error
         wanted = f"; {size.value:,.0f} parameters wanted: {size.text}"

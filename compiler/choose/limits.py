@@ -59,9 +59,9 @@ class Limit:
         flops = self.flops(compute, flops_per_s)
         written = format_quantity(self.kind, self.amount)
         if self.kind == "flops":
-            return f"{self.path} {flops:.4g} FLOPs"
+            return f"{flops:.4g} FLOPs"
         return (
-            f"{self.path} {written} on {compute.devices:,} x {compute.device.name} at {flops_per_s / compute.devices:.3g} model"
+            f"{written} on {compute.devices:,} x {compute.device.name} at {flops_per_s / compute.devices:.3g} model"
             f" FLOP/s each (the chosen layout) = {flops:.4g} FLOPs"
         )
 

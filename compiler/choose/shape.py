@@ -46,6 +46,18 @@ def choose_shape(family: Family, target: float, vocab_size: int, context_length:
     return _nearest(family, target, vocab_size, context_length)
 
 
+def choose_shape_within(
+    family: Family, target: float, vocab_size: int, context_length: int, most_parameters: float
+) -> ShapeChoice:
+    """As `choose_shape`; where the nearest shape has more than `most_parameters`, the nearest to a target that is lower by the
+    excess. A target above the limit is not lowered."""
+    choice, wanted = choose_shape(family, target, vocab_size, context_length), target
+    while target <= most_parameters < choice.parameters:
+        wanted *= most_parameters / choice.parameters
+        choice = choose_shape(family, wanted, vocab_size, context_length)
+    return choice
+
+
 def pinned_shape(family: Family, given: PinnedShape, vocab_size: int, context_length: int) -> ShapeChoice:
     """The shape that the user stated; what the statement leaves open follows from the family's rules."""
     numbers = {**asdict(given), "vocab_size": vocab_size}

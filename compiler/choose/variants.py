@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trainwright.compiler.choose.limits import place
 from trainwright.compiler.choose.shape import with_experts
 from trainwright.compiler.choose.sizes import Sizes, tabulate_sizes
+from trainwright.compiler.errors import InfeasibleError
 from trainwright.compiler.estimate.flops import model_flops_per_token
 from trainwright.compiler.estimate.params import count_as
 from trainwright.compiler.facts import COUNTS, Family
@@ -15,6 +17,7 @@ from trainwright.compiler.laws.law import Law
 from trainwright.compiler.laws.repeated import RepeatedDataLaw
 from trainwright.compiler.plan import Shape
 from trainwright.compiler.resolve import ResolvedSpec
+from trainwright.compiler.units import format_quantity
 
 # Experts for each that a token uses: what Ludziejewski et al. 2025 trained.
 EXPANSIONS = (2, 4, 8, 16, 32)
@@ -68,3 +71,15 @@ def sizes_of(shape: Shape, context_length: int) -> Sizes:
 def most_parameters(spec: ResolvedSpec) -> float:
     """Parameters that the memory where the model is served holds; infinite without such a limit."""
     return spec.scaling.serving_memory_bytes / SERVED_BYTES
+
+
+def require_served(spec: ResolvedSpec, parameters: int) -> None:
+    """Refuse a size that is pinned and that the memory where it is served does not hold."""
+    memory, needed = spec.scaling.serving_memory_bytes, SERVED_BYTES * parameters
+    if needed <= memory:
+        return
+    wanted, allowed = format_quantity("bytes", needed), format_quantity("bytes", memory)
+    raise InfeasibleError(
+        f"{place(spec, 'scaling.serving_memory')}: {parameters:,} parameters x {SERVED_BYTES} bytes = {wanted}, and"
+        f" serving_memory is {allowed}; raise it, or lower model.size"
+    )
