@@ -26,6 +26,7 @@ MOST_STEPS = 200
 LEAST_E = 1e-7  # of the lowest loss
 EXPONENTS = (-0.5, 4.0)
 MOST_CHANGE = np.array([2.0, 2.0, 2.0, 0.3, 0.3])  # of theta in a step
+RIDGE = 1e-14  # of the trace
 CONVERGED = 1e-15  # decrease that the quadratic model still promises, of the objective
 
 
@@ -133,6 +134,8 @@ def _derivatives(problem: Problem, theta: Floats, weights: Floats, delta: float)
     gradient = np.matmul(columns, slope[:, :, None])[:, :, 0]
     hessian = np.matmul(columns * (inner - slope)[:, None, :], jacobian)
     metric = np.matmul(columns * reweighted[:, None, :], jacobian)
+    # Of runs that say nothing on a constant, its row is 0.
+    metric += (RIDGE * np.einsum("kii->k", metric))[:, None, None] * np.eye(5)
     # The second derivatives of ln L are those of each term's share, less the product of slopes already taken off.
     for (one, other), power in _CURVATURES:
         share = (p, q, r)[power[0]] * problem.x ** power[1] * problem.y ** power[2]
@@ -156,18 +159,23 @@ _CURVATURES = (
 
 def _newton_step(gradient: Floats, hessian: Floats, metric: Floats, damping: Floats) -> tuple[Floats, Floats]:
     """(step, decrease that it promises), shapes (k, 5) and (k,)."""
-    scale = np.sqrt(np.maximum(np.einsum("kii->ki", metric), 1e-300))
-    ridge = 1e-13 * np.einsum("ki,ij->kij", scale**2, np.eye(5))
-    metric = metric + ridge
-    step = -np.linalg.solve(hessian + damping[:, None, None] * metric, gradient[:, :, None])[:, :, 0]
+    step = -_solve(hessian + damping[:, None, None] * metric, gradient)
     promised = -(step * gradient).sum(axis=1)
     # Uphill: the Hessian is indefinite there; the reweighted one never is.
     uphill = promised < 0
     if uphill.any():
-        step[uphill] = -np.linalg.solve(metric[uphill], gradient[uphill, :, None])[:, :, 0]
+        step[uphill] = -_solve(metric[uphill], gradient[uphill])
         promised[uphill] = -(step[uphill] * gradient[uphill]).sum(axis=1)
     shrink = np.minimum(1.0, (MOST_CHANGE / np.maximum(np.abs(step), 1e-300)).min(axis=1))
     return step * shrink[:, None], promised
+
+
+def _solve(matrices: Floats, right: Floats) -> Floats:
+    """Shapes (k, m, m) and (k, m). Of runs that do not tell two constants apart, the shortest solution."""
+    try:
+        return np.asarray(np.linalg.solve(matrices, right[:, :, None])[:, :, 0])
+    except np.linalg.LinAlgError:
+        return np.asarray((np.linalg.pinv(matrices, hermitian=True) @ right[:, :, None])[:, :, 0])
 
 
 def _grid_starts(problem: Problem) -> Floats:
@@ -197,7 +205,7 @@ def _non_negative(columns: Floats) -> tuple[Floats, Floats]:
     for subset in ([0], [1], [2], [0, 1], [0, 2], [1, 2], [0, 1, 2]):
         part = normal[:, subset][:, :, subset]
         ridge = 1e-12 * np.einsum("kii->k", part)[:, None, None] * np.eye(len(subset))
-        found = np.linalg.solve(part + ridge, right[:, subset, None])[:, :, 0]
+        found = _solve(part + ridge, right[:, subset])
         full = np.zeros_like(best)
         full[:, subset] = found
         error = ((1 - np.einsum("ki,kin->kn", full, columns)) ** 2).sum(axis=1)

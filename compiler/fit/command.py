@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 
-from trainwright.compiler.errors import UsageError
+from trainwright.compiler.errors import InfeasibleError, UsageError
 from trainwright.compiler.fit.approach3 import Problem
 from trainwright.compiler.fit.law_file import law_of, require_replaceable, write_law
 from trainwright.compiler.fit.plot import require_plot, write_plot
@@ -20,8 +20,7 @@ from trainwright.compiler.units import UnitError, parse_quantity
 
 AHEAD = 10.0  # times the largest run's FLOPs: what a sweep aims at unless the user says
 FLOPS = (1e3, 1e40)  # of budgets
-UNASKED_SHARE = 1.0  # of the runs' own FLOPs, for the sweep that a refusal names
-NAMED = 3  # of its runs
+NAMED = 3  # runs of a sweep, in a refusal
 
 
 @dataclass(frozen=True)
@@ -95,15 +94,19 @@ def _only_a_sweep(sweep: Sweep, runs: Runs) -> Answer:
 
 
 def _refusal(fit: Fit, question: Question, target: float) -> str:
-    """Why, and the runs that would help most for as many FLOPs as the runs there are."""
     written = f"; {question.out} is not written" if question.out is not None else ""
-    sweep = _sweep(fit, UNASKED_SHARE * float(fit.runs.model_flops.sum()), target)
-    largest = sweep.flops.argsort()[::-1][:NAMED]
-    runs = ", ".join(
-        f"{sweep.params[index]:.2g} params on {sweep.tokens[index]:.2g} tokens" for index in sorted(largest)
-    )
-    helpful = f"most help: runs of {runs}; `trainwright fit {question.runs} --suggest FLOPS` plans a sweep"
-    return refusal_text(fit.runs, [*fit.refusals, helpful], written)
+    return refusal_text(fit.runs, [*fit.refusals, *_most_helpful(fit, target)], written)
+
+
+def _most_helpful(fit: Fit, target: float) -> list[str]:
+    """The largest runs of the sweep that as many FLOPs would pay for as the runs took."""
+    try:
+        sweep = _sweep(fit, float(fit.runs.model_flops.sum()), target)
+    except InfeasibleError:  # a target smaller than the runs
+        return []
+    largest = sorted(sweep.flops.argsort()[-NAMED:])
+    named = ", ".join(f"{sweep.params[index]:.2g} params on {sweep.tokens[index]:.2g} tokens" for index in largest)
+    return [f"most help: runs of {named}; `trainwright fit {fit.runs.file} --suggest FLOPS` plans a sweep"]
 
 
 def _problem(runs: Runs) -> Problem:

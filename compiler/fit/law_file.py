@@ -11,6 +11,7 @@ from typing import Any
 
 from trainwright.compiler.errors import FileError
 from trainwright.compiler.fit.approach3 import DELTA
+from trainwright.compiler.fit.optimum import COUNTS
 from trainwright.compiler.fit.result import CONSTANTS, Fit
 
 MOST_DRAWS = 400
@@ -22,14 +23,15 @@ def law_of(fit: Fit, name: str) -> dict[str, Any]:
     """The law file's content. N is what the table's column params counts; C = 6 N D; ranges are those of the runs."""
     runs = fit.runs
     name_of_runs, version = Path(runs.file).name, metadata.version("trainwright")
-    draws = fit.problem.constants(fit.draws[:MOST_DRAWS])
+    falling = (fit.draws[:, 3:] > 0).all(axis=1)  # the few others have no optimum
+    draws = fit.problem.constants(fit.draws[falling][:MOST_DRAWS])
     return {
         "name": name,
-        "form": "additive",
+        "form": COUNTS["form"],
         "source": f"{len(runs)} runs of {name_of_runs}, fitted by trainwright {version}: approach 3 of Hoffmann et al. 2022 "
         f"(arXiv 2203.15556), the global optimum of the sum of Huber losses of ln L, threshold {DELTA:g}",
-        "counts": "total",
-        "flops": "6 N D",
+        "counts": COUNTS["counts"],
+        "flops": COUNTS["flops"],
         "loss_unit": f"that of {name_of_runs}, its corpus and tokenizer: no loss of another compares",
         "constants": {key: _rounded(fit.constants[key]) for key in CONSTANTS},
         "fitted_parameters": _range(runs.params),

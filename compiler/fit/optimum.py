@@ -1,32 +1,32 @@
-"""What constants say of a budget: the best size, tokens and loss. Constants are numbers or a column of draws."""
+"""What fitted constants say of a budget, by the law that they make. Constants are numbers, or columns of draws."""
 
 from collections.abc import Mapping
 
 import numpy as np
 
-from trainwright.compiler.fit.approach3 import Floats
+from trainwright.compiler.facts import make_law_facts
+from trainwright.compiler.laws.additive import AdditiveLaw
+from trainwright.compiler.laws.law import Floats, Number
 
-MOST_LOG = 700.0  # beyond, exp is no float64
+# What a law of a user's own runs is, whatever its constants.
+COUNTS = {"form": "additive", "counts": "total", "flops": "6 N D"}
+_FACTS = make_law_facts("fit", {**COUNTS, "source": "", "constants": {}}, {})
 
 
-def size_exponent(constants: Mapping[str, Floats]) -> Floats:
-    """a of N = G (C / 6)^a; Hoffmann et al. 2022, equation 4."""
+def law_at(constants: Mapping[str, Number]) -> AdditiveLaw:
+    """The law with these constants; nan where an exponent is not above 0, and the law has no optimum."""
+    falling = (np.asarray(constants["alpha"]) > 0) & (np.asarray(constants["beta"]) > 0)
+    return AdditiveLaw(_FACTS, **{name: np.where(falling, value, np.nan) for name, value in constants.items()})
+
+
+def size_exponent(constants: Mapping[str, Number]) -> Floats:
+    """a of N = G (C / 6)^a."""
     return np.asarray(constants["beta"] / (constants["alpha"] + constants["beta"]))
 
 
-def best_at(constants: Mapping[str, Floats] | Mapping[str, float], flops: float) -> dict[str, Floats]:
-    """params, tokens, ratio (tokens a parameter) and loss, C = 6 N D; nan where an exponent is not above 0 (equation 4)."""
-    A, B, alpha, beta = (np.asarray(constants[name]) for name in ("A", "B", "alpha", "beta"))  # noqa: N806
-    falling = (alpha > 0) & (beta > 0)
-    alpha, beta = np.where(falling, alpha, np.nan), np.where(falling, beta, np.nan)
-    log_params = (np.log(alpha) + np.log(A) - np.log(beta) - np.log(B) + beta * np.log(flops / 6)) / (alpha + beta)
-    log_params = np.clip(log_params, -MOST_LOG / 2, MOST_LOG / 2)
-    log_tokens = np.log(flops / 6) - log_params
-    terms = (np.log(A) - alpha * log_params, np.log(B) - beta * log_tokens)
-    loss = constants["E"] + sum(np.exp(np.minimum(term, MOST_LOG)) for term in terms)
-    return {
-        "params": np.exp(log_params),
-        "tokens": np.exp(log_tokens),
-        "ratio": np.exp(np.minimum(log_tokens - log_params, MOST_LOG)),
-        "loss": loss,
-    }
+def best_at(constants: Mapping[str, Number], flops: float) -> dict[str, Floats]:
+    """params, tokens, ratio (tokens a parameter) and loss at the optimum; nan, or infinite, where there is none."""
+    law = law_at(constants)
+    with np.errstate(all="ignore"):  # exponents near 0 ask for more parameters than there are numbers
+        params, tokens = law.frontier(flops)
+        return {"params": params, "tokens": tokens, "ratio": tokens / params, "loss": law.loss(params, tokens)}

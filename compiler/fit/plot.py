@@ -8,7 +8,7 @@ import numpy as np
 
 from trainwright.compiler.errors import MissingExtraError, UsageError
 from trainwright.compiler.fit.law_file import write_whole
-from trainwright.compiler.fit.optimum import best_at
+from trainwright.compiler.fit.optimum import law_at
 from trainwright.compiler.fit.result import Fit
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ SUFFIXES = (".png", ".svg")
 POINTS = 120  # of an axis
 CONTOURS = 14
 MARGIN = 2.0  # times beyond the runs
+LEAST_SPREAD = 1.001  # of the losses: else there is nothing to draw contours of
 
 
 def require_plot(path: Path) -> None:
@@ -67,23 +68,24 @@ def _draw_contours(fit: Fit, figure: "Figure", axes: Any) -> None:
         for values in (fit.runs.model_flops, fit.runs.params)
     )
     across, up = np.meshgrid(flops, params)
-    constants = fit.constants
-    loss = (
-        constants["E"]
-        + constants["A"] * up ** -constants["alpha"]
-        + constants["B"] * (across / (6 * up)) ** -constants["beta"]
-    )
+    loss = law_at(fit.constants).loss(up, across / (6 * up))
     # Contours between the losses of the runs: beyond, tiny models on few tokens would take them all.
     levels = np.geomspace(fit.runs.loss.min(), fit.runs.loss.max(), CONTOURS)
-    lines = axes.contour(across, up, loss, levels=levels, cmap="magma_r", linewidths=0.8)
-    axes.clabel(lines, fmt="%.2f", fontsize=7)
+    if loss.min() < levels[-1] and levels[0] < min(loss.max(), levels[-1] / LEAST_SPREAD):
+        lines = axes.contour(across, up, loss, levels=levels, cmap="magma_r", linewidths=0.8)
+        axes.clabel(lines, fmt="%.2f", fontsize=7)
     points = axes.scatter(fit.runs.model_flops, fit.runs.params, c=fit.runs.loss, s=14, cmap="magma_r", zorder=3)
     figure.colorbar(points, ax=axes, label="loss")
-    draws = fit.problem.constants(fit.draws)
-    best = [best_at(constants, budget)["params"] for budget in flops]
-    band = [np.nanpercentile(best_at(draws, budget)["params"], (10.0, 90.0)) for budget in flops]
-    axes.plot(flops, best, color="C0", label="efficient frontier")
-    axes.fill_between(flops, *np.transpose(band), color="C0", alpha=0.25, linewidth=0, label="80 % interval")
+    best = [fit.at(budget)["params"] for budget in flops]
+    axes.plot(flops, [one.value for one in best], color="C0", label="efficient frontier")
+    axes.fill_between(
+        flops,
+        *np.transpose([one.interval_80 for one in best]),
+        color="C0",
+        alpha=0.25,
+        linewidth=0,
+        label="80 % interval",
+    )
     axes.set(
         xscale="log",
         yscale="log",
