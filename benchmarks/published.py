@@ -5,16 +5,22 @@
 Claims stand in tests/published/*.yaml, each with its source and the tolerance that tests/test_published.py holds it to.
 """
 
+import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from ruamel.yaml import YAML
 
 from trainwright.compiler.choose import cluster
+from trainwright.compiler.choose.bands import band_of_answer
+from trainwright.compiler.choose.question import Question, answer
+from trainwright.compiler.choose.sizes import Sizes
 from trainwright.compiler.estimate import cost, flops, generation, memory, params, post_training, step_time
 from trainwright.compiler.estimate.layouts import Layouts, Workload, one_layout
 from trainwright.compiler.facts import (
@@ -25,6 +31,7 @@ from trainwright.compiler.facts import (
     make_shape,
 )
 from trainwright.compiler.laws import rates
+from trainwright.compiler.laws.additive import AdditiveLaw
 from trainwright.compiler.laws.experts import ExpertsLaw
 from trainwright.compiler.laws.find import find_law
 from trainwright.compiler.laws.law import Law
@@ -102,7 +109,7 @@ def _law(of: Mapping[str, Any]) -> Law:
     law = find_law(of.get("law", "epoch2024"))
     if isinstance(law, ExpertsLaw):
         return law.with_experts(of["experts"])
-    return law.with_unique_tokens(of["unique_tokens"]) if isinstance(law, RepeatedDataLaw) else law
+    return law.with_unique_tokens(of.get("unique_tokens", math.inf)) if isinstance(law, RepeatedDataLaw) else law
 
 
 def _best(of: Mapping[str, Any]) -> tuple[float, float]:
@@ -112,6 +119,79 @@ def _best(of: Mapping[str, Any]) -> tuple[float, float]:
 
 def _best_loss(of: Mapping[str, Any]) -> float:
     return float(_law(of).loss(*_best(of)))
+
+
+def _size_exponent(of: Mapping[str, Any]) -> float:
+    """a of N ~ C^a between two computes."""
+    low, high = (float(flops) for flops in of["between_flops"])
+    sizes = [float(_law(of).frontier(flops)[0]) for flops in (low, high)]
+    return math.log(sizes[1] / sizes[0]) / math.log(high / low)
+
+
+def _ideal_sizes() -> Sizes:
+    """Sizes of which every parameter costs 6 FLOPs a token, and nothing else does: what closed forms count."""
+    total = np.geomspace(1e4, 1e15, 2201)
+    columns = {field.name: total for field in dataclasses.fields(Sizes)}
+    return Sizes(**{**columns, "flops_per_token": 6 * total})
+
+
+def _question(of: Mapping[str, Any]) -> Question:
+    """What a claim pins; `quality_of`: the loss of a model of that size on its best tokens."""
+    pinned = {name: float(value) for name, value in of["pinned"].items()}
+    if "quality_of" in of:
+        size = float(of["quality_of"])
+        pinned["target_loss"] = float(_law(of).loss(size, _law(of).tokens_for(size)))
+    return Question(**pinned)
+
+
+def _answer(of: Mapping[str, Any]) -> tuple[float, float]:
+    """(parameters, tokens) by the planner's own search."""
+    parameters, tokens = answer(_law(of), _ideal_sizes(), _question(of))
+    return float(parameters[0]), float(tokens[0])
+
+
+def _more_tokens(of: Mapping[str, Any]) -> float:
+    """Times the tokens of the model whose quality is asked."""
+    return _answer(of)[1] / float(_law(of).tokens_for(float(of["quality_of"])))
+
+
+def _life_cost(of: Mapping[str, Any]) -> float:
+    """Times the FLOPs of training and inference of the model whose quality is asked."""
+    other = float(of["quality_of"])
+    runs = (_answer(of), (other, float(_law(of).tokens_for(other))))
+    ours, theirs = (size * (6 * tokens + 2 * _question(of).inference_tokens) for size, tokens in runs)
+    return ours / theirs
+
+
+def _first_order(of: Mapping[str, Any]) -> float:
+    """alpha A N^-alpha / (beta B D^-beta) over 1 + D_inference / (3 D)."""
+    law, (parameters, tokens) = _law(of), _answer(of)
+    assert isinstance(law, AdditiveLaw)
+    slopes = law.alpha * law.A * parameters**-law.alpha / (law.beta * law.B * tokens**-law.beta)
+    return float(slopes / (1 + _question(of).inference_tokens / (3 * tokens)))
+
+
+def _tokens_a_parameter_band(of: Mapping[str, Any]) -> tuple[float, float]:
+    """80 % band of D / N for a compute, where more parameters are fewer tokens."""
+    sizes, budgets = band_of_answer(_law(of), _ideal_sizes(), _question(of))
+    return budgets.low / sizes.high, budgets.high / sizes.low
+
+
+def _chinchilla_parameters(of: Mapping[str, Any]) -> float:
+    """As its table A9 counts: the embedding once, and of each layer a fifth attention matrix for relative positions."""
+    model = of["model"]
+    attention = 5 * model["d_model"] * model["n_heads"] * model["kv_size"]
+    layer = attention + 2 * model["d_model"] * model["ffw_size"]
+    return float(32000 * model["d_model"] + model["n_layers"] * layer)
+
+
+def _chinchilla_flops_ratio(of: Mapping[str, Any]) -> float:
+    """FLOPs by its appendix F, over 6 N a token. Its table A4 is met at 2,048 tokens, with no FLOPs of embedding and logits."""
+    model, tokens = of["model"], 2048
+    width = model["n_heads"] * model["kv_size"]
+    matrices = 2 * tokens * model["d_model"] * (3 * width + width + 2 * model["ffw_size"])
+    attention = 2 * 2 * tokens**2 * width + 3 * model["n_heads"] * tokens**2
+    return 3 * model["n_layers"] * (matrices + attention) / (6 * _chinchilla_parameters(of) * tokens)
 
 
 def _rates(of: Mapping[str, Any]) -> tuple[HyperparameterLaw, rates.Run]:
@@ -190,6 +270,20 @@ COMPUTE: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
     "tokens_for_parameters": lambda of: float(_law(of).tokens_for(float(of["parameters"]))),
     "parameters_for_tokens": lambda of: float(_law(of).parameters_for(float(of["tokens"]))),
     "loss": lambda of: float(_law(of).loss(float(of["parameters"]), float(of["tokens"]))),
+    "flops_for_parameters": lambda of: 6 * of["parameters"] * float(_law(of).tokens_for(float(of["parameters"]))),
+    "size_exponent": _size_exponent,
+    "answered_parameters": lambda of: _answer(of)[0],
+    "answered_tokens": lambda of: _answer(of)[1],
+    "answered_flops": lambda of: 6 * math.prod(_answer(of)),
+    "answered_loss": lambda of: float(_law(of).loss(*_answer(of))),
+    "answered_epochs": lambda of: _answer(of)[1] / of["unique_tokens"],
+    "more_tokens": _more_tokens,
+    "life_cost": _life_cost,
+    "first_order": _first_order,
+    "least_tokens_a_parameter": lambda of: _tokens_a_parameter_band(of)[0],
+    "most_tokens_a_parameter": lambda of: _tokens_a_parameter_band(of)[1],
+    "chinchilla_parameters": _chinchilla_parameters,
+    "chinchilla_flops_ratio": _chinchilla_flops_ratio,
     "learning_rate": lambda of: float(rates.law_rate(*_rates(of))),
     "batch_tokens": lambda of: float(rates.law_batch(*_rates(of))),
     "allocated_gib": _allocated_gib,
