@@ -79,8 +79,6 @@ class RepeatedDataLaw(AdditiveLaw):
         if math.isinf(unique):
             return effective
         share = (effective / unique - 1) / star
-        reached = share < 1
+        reached = share < 1  # nor is nan
         repeats = -star * np.log1p(-np.where(reached, np.maximum(share, 0.0), 0.0))
-        return np.where(
-            reached | np.isnan(effective), np.where(effective <= unique, effective, unique * (1 + repeats)), np.nan
-        )
+        return np.where(reached, np.where(effective <= unique, effective, unique * (1 + repeats)), np.nan)
