@@ -197,13 +197,22 @@ def _explain_unreachable(spec: ResolvedSpec, law: Law, question: Question, flops
             f"{where}: {target:g} is not above {least:.4g}, the irreducible loss of {law.facts.name} ({law.facts.loss_unit}): no"
             f" model on any number of tokens reaches it; raise it by more than {least - target:.4g}, or take the law of your data"
         )
-    counted, tokens = np.float64(question.parameters or ENDLESS), np.float64(question.tokens or ENDLESS)
-    floor = float(law.loss(counted, tokens))
-    pinned = f"{question.parameters:,.0f} parameters" if question.parameters else f"{question.tokens:.4g} tokens"
-    endless = "any number of tokens" if question.parameters else "any number of parameters"
+    most = min(question.most_parameters, LARGEST)  # total: what the law counts is at most that
+    endless = "any number of parameters"
+    if question.parameters:
+        pinned, endless, lever = f"{question.parameters:,.0f} parameters", "any number of tokens", "model.size"
+    elif question.tokens:
+        pinned, lever = f"{question.tokens:.4g} tokens", "data.tokens"
+    elif math.isinf(question.most_parameters) and math.isfinite(spec.data.unique_tokens):
+        pinned = f"{spec.data.unique_tokens:.4g} unique tokens, however often repeated,"
+        lever = "data.unique_tokens"
+    else:
+        pinned, endless = f"{most:.4g} parameters", "any number of tokens"
+        lever = "scaling.serving_memory" if math.isfinite(question.most_parameters) else "take the law of your data"
+    floor = float(law.loss(np.float64(question.parameters or most), np.float64(question.tokens or ENDLESS)))
     return (
         f"{where}: {target:g} cannot be reached with {pinned} on {endless}: {law.facts.name} leaves {floor:.4g};"
-        f" raise the target above that, or {'model.size' if question.parameters else 'data.tokens'}"
+        f" raise the target above that, or {lever}"
     )
 
 
