@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -584,6 +585,17 @@ def test_fitting_imports_no_scipy_no_torch_no_matplotlib(good: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
     assert result.stdout.endswith("\n[]\n"), result.stdout + result.stderr
+
+
+def test_the_page_shows_what_the_command_prints(repository: Path, trainwright: Fitted) -> None:
+    page = (repository / "docs" / "fit.md").read_text(encoding="utf-8")
+    runs, first, _, second = re.findall(r"```(?:csv|console|yaml)\n(.*?)```", page, re.DOTALL)
+    Path("runs.csv").write_text(runs)
+    for block in (first, second):
+        command, shown = block.split("\n", 1)
+        code, out, err = trainwright(*command.removeprefix("$ trainwright ").split())
+        assert (code, err) == (0, "")
+        assert out.endswith(shown.removeprefix("...\n"))
 
 
 # ---- further runs
