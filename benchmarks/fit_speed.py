@@ -114,7 +114,8 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = os.environ.get("TRAINWRIGHT_REFERENCE")
     if not folder:
-        sys.exit("TRAINWRIGHT_REFERENCE is not set: the runs to fit are in the reference folder; nothing is timed")
+        print("fit_speed: skipped: TRAINWRIGHT_REFERENCE is not set, and the runs to fit are in the reference folder")
+        return
     runs = load_runs(Path(folder))
     start = time.process_time()
     problem = Problem.of(*runs)
