@@ -18,6 +18,7 @@ SUFFIXES = (".png", ".svg")
 POINTS = 120  # of an axis
 CONTOURS = 14
 MARGIN = 2.0  # times beyond the runs
+PALE = 0.25  # of the losses' range
 LEAST_SPREAD = 1.001  # of the losses: else there is nothing to draw contours of
 
 
@@ -63,18 +64,33 @@ def _draw_residuals(fit: Fit, figure: "Figure", axes: Any) -> None:
 
 
 def _draw_contours(fit: Fit, figure: "Figure", axes: Any) -> None:
+    from matplotlib.colors import Normalize
+
     flops, params = (
         np.geomspace(values.min() / MARGIN, values.max() * MARGIN, POINTS)
         for values in (fit.runs.model_flops, fit.runs.params)
     )
     across, up = np.meshgrid(flops, params)
     loss = law_at(fit.constants).loss(up, across / (6 * up))
+    # Before the contours: their labels are cut out of the lines as they are drawn.
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlim=(flops[0], flops[-1]),
+        ylim=(params[0], params[-1]),
+        xlabel="FLOPs (6 N D)",
+        ylabel="parameters",
+        title="Loss, with the runs",
+    )
     # Contours between the losses of the runs: beyond, tiny models on few tokens would take them all.
-    levels = np.geomspace(fit.runs.loss.min(), fit.runs.loss.max(), CONTOURS)
-    if loss.min() < levels[-1] and levels[0] < min(loss.max(), levels[-1] / LEAST_SPREAD):
-        lines = axes.contour(across, up, loss, levels=levels, cmap="magma_r", linewidths=0.8)
+    least, most = float(fit.runs.loss.min()), float(fit.runs.loss.max())
+    # The palest colours of the map are no lines on white.
+    colours: dict[str, Any] = {"cmap": "magma_r", "norm": Normalize(least - PALE * (most - least), most)}
+    if loss.min() < most and least < min(float(loss.max()), most / LEAST_SPREAD):
+        levels = np.geomspace(least, most, CONTOURS)
+        lines = axes.contour(across, up, loss, levels=levels, linewidths=0.8, **colours)
         axes.clabel(lines, fmt="%.2f", fontsize=7)
-    points = axes.scatter(fit.runs.model_flops, fit.runs.params, c=fit.runs.loss, s=14, cmap="magma_r", zorder=3)
+    points = axes.scatter(fit.runs.model_flops, fit.runs.params, c=fit.runs.loss, s=14, zorder=3, **colours)
     figure.colorbar(points, ax=axes, label="loss")
     best = [fit.at(budget)["params"] for budget in flops]
     axes.plot(flops, [one.value for one in best], color="C0", label="efficient frontier")
@@ -85,14 +101,5 @@ def _draw_contours(fit: Fit, figure: "Figure", axes: Any) -> None:
         alpha=0.25,
         linewidth=0,
         label="80 % interval",
-    )
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlim=(flops[0], flops[-1]),
-        ylim=(params[0], params[-1]),
-        xlabel="FLOPs (6 N D)",
-        ylabel="parameters",
-        title="Loss, with the runs",
     )
     axes.legend(loc="upper left", fontsize=8)
