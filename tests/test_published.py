@@ -4,32 +4,18 @@
 """
 
 import csv
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from benchmark_modules import load_benchmark
 from ruamel.yaml import YAML
 
 from trainwright.compiler.estimate.flops import model_flops_per_token
 from trainwright.compiler.estimate.params import count_parameters
 from trainwright.compiler.plan import Shape
 
-
-def _load_benchmark(name: str) -> ModuleType:
-    path = Path(__file__).resolve().parents[1] / "benchmarks" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-CLAIMS = _load_benchmark("published").load_claims()
+CLAIMS = load_benchmark("published").load_claims()
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=[claim.claim for claim in CLAIMS])

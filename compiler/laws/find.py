@@ -23,6 +23,7 @@ FORMS: Mapping[str, Callable[[LawFacts], Law]] = {
     "frontier": FrontierLaw,
     "kaplan": KaplanLaw,
 }
+EXPONENTS = (0.01, 10.0)  # of losses in text 0.05 to 0.6; far outside, sizes have no number
 _TEXTS = ("name", "form", "source", "counts", "flops", "loss_unit")
 _RANGES = ("fitted_parameters", "fitted_tokens", "fitted_flops")
 _KEYS = (*_TEXTS, *_RANGES, "constants", "draws", "most_tokens_per_parameter")
@@ -74,6 +75,9 @@ def _number_problem(raw: Mapping[str, Any]) -> str:
     for name, value in constants.items():
         if not _is_number(value) or value <= 0:
             return f"constants.{name}: {value!r} is no number above 0"
+    for name in ("alpha", "beta"):
+        if not EXPONENTS[0] <= constants[name] <= EXPONENTS[1]:
+            return f"constants.{name}: {constants[name]!r} is no exponent between {EXPONENTS[0]:g} and {EXPONENTS[1]:g}"
     for name in _RANGES:
         given = raw.get(name, [0.0, 1.0])
         if not isinstance(given, list) or len(given) != 2 or not all(map(_is_number, given)) or given[0] > given[1]:
@@ -83,8 +87,10 @@ def _number_problem(raw: Mapping[str, Any]) -> str:
     if not isinstance(draws, dict) or (draws and set(draws) != set(CONSTANTS)):
         return f"draws must hold {', '.join(CONSTANTS)}, each a list"
     lists = list(draws.values())
-    if any(not isinstance(column, list) or not all(map(_is_number, column)) for column in lists):
-        return "draws holds something that is no list of numbers"
+    if any(
+        not isinstance(column, list) or not all(_is_number(value) and value > 0 for value in column) for column in lists
+    ):
+        return "draws holds something that is no list of numbers above 0"
     if len({len(column) for column in lists}) > 1:
         return f"draws has columns of different lengths ({', '.join(str(len(column)) for column in lists)})"
     return ""
