@@ -91,13 +91,14 @@ def test_golden_values(reference: Path) -> None:
             continue  # learning rates and batches: tests/test_hyperparameters.py
         law = find_law(GOLDEN[name]) if name in GOLDEN else printed(name)
         parameters, tokens = law.frontier(float(row["input"].removeprefix("C=")))
-        close = 1e-2 if law.facts.name == "hoffmann2022_1" else 1e-5
-        assert float(parameters) == pytest.approx(float(row["M"] or row["N"]), rel=close), row
+        assert float(parameters) == pytest.approx(float(row["M"] or row["N"]), rel=1e-5), row
+        # There D is C / (6 N), here the table's own power law.
+        close = {"hoffmann2022_1": 1e-2, "hoffmann2022_2": 1e-3}.get(law.facts.name, 1e-5)
         assert float(tokens) == pytest.approx(float(row["D"]), rel=close), row
         if row["ratio"]:
-            assert float(tokens / parameters) == pytest.approx(float(row["ratio"]), rel=close), row
+            assert float(tokens / parameters) == pytest.approx(float(row["ratio"]), rel=1e-5), row
         if row["loss"]:
-            assert float(law.loss(parameters, tokens)) == pytest.approx(float(row["loss"]), rel=close), row
+            assert float(law.loss(parameters, tokens)) == pytest.approx(float(row["loss"]), rel=1e-5), row
         seen += 1
     assert seen == 7 * (len(GOLDEN) + len(PRINTED))
 
