@@ -290,6 +290,13 @@ def fit(
             metavar="FLOPS", help="The run that the law is for (default: 10 x the largest).", show_default=False
         ),
     ] = "",
+    counts: Annotated[
+        str,
+        typer.Option(
+            metavar="WHAT",
+            help="What params counts: embedding_once (without an output layer of its own), total, without_embedding, body.",
+        ),
+    ] = "embedding_once",
     bootstraps: Annotated[int, typer.Option(min=100, max=100_000, help="Draws that the intervals rest on.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Decides the draws.")] = 0,
 ) -> None:
@@ -299,7 +306,7 @@ def fit(
     from trainwright.compiler.fit.command import Question, answer
 
     with _bar("bootstrap draws", bootstraps) as advance:
-        found = answer(Question(runs, out, plot, suggest, target, bootstraps, seed), advance)
+        found = answer(Question(runs, out, plot, suggest, target, counts, bootstraps, seed), advance)
     if as_json:
         print(found.json())
     else:

@@ -100,7 +100,7 @@ def test_a_chosen_plan_is_legal_and_a_changed_one_is_not(plan: Plan) -> None:
     [
         ({"tokens_per_step": 1}, "tokens_per_step: global_batch 512 x context_length 8192 = 4194304, but tokens_per_step is 1"),
         ({"warmup_steps": 10**9}, "warmup_steps: 1000000000 must be at least 0 and below steps 333786"),
-        ({"schedule": "wsd", "decay_style": "minus_sqrt", "decay_steps": 332_000}, "decay_steps: warmup_steps 2000 + decay_steps 33"),
+        ({"schedule": "wsd", "decay_style": "minus_sqrt", "decay_steps": 332_000}, "decay_steps: warmup_steps 2000 + decay"),
         ({"decay_steps": 10}, "schedule: cosine with decay_steps 10 and decay_style none: wsd, and wsd alone, has a decay"),
         ({"schedule": "wsd"}, "schedule: wsd with decay_steps 0 and decay_style none: wsd, and wsd alone, has a decay"),
         ({"min_learning_rate": 1.0}, "min_learning_rate: 1.0 must be between 0 and learning_rate 0.0003"),

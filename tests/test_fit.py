@@ -422,6 +422,7 @@ def test_of_several_learning_rates_the_best_counts(tmp_path: Path) -> None:
         (["runs.csv", "--suggest", "1"], 2, "--suggest 1: outside 1000 to 1e+40 FLOPs"),
         (["runs.csv", "--suggest", "1e4"], 5, "FLOPs pay for no sweep: the smallest run near the file's"),
         (["runs.csv", "--target", "1e41"], 2, "--target 1e41: outside"),
+        (["runs.csv", "--counts", "most"], 2, "--counts most: a column of params counts one of total, embedding_once"),
         (["runs.csv", "--bootstraps", "10"], 2, "--bootstraps"),
         (["runs.csv", "--seed", "-1"], 2, "--seed"),
     ],
@@ -499,7 +500,7 @@ def test_the_law_file_says_what_was_fitted(good: Path, trainwright: Fitted) -> N
     assert out.splitlines()[-1] == "wrote deep/mine.yaml"
     law = YAML(typ="safe", pure=True).load(Path("deep/mine.yaml").read_text())
     runs = read_runs(good)
-    assert (law["name"], law["form"], law["counts"], law["flops"]) == ("mine", "additive", "total", "6 N D")
+    assert (law["name"], law["form"], law["counts"], law["flops"]) == ("mine", "additive", "embedding_once", "6 N D")
     assert law["fitted_parameters"] == pytest.approx([runs.params.min(), runs.params.max()], rel=1e-8)
     assert law["fitted_flops"] == pytest.approx([1e18, 1e20], rel=1e-8)
     assert law["constants"] == pytest.approx(TRUE, rel=0.5)
@@ -534,11 +535,11 @@ def test_json_holds_the_constants_at_the_top_and_the_law(good: Path, trainwright
 
 def test_a_spec_can_name_the_law_file(good: Path, trainwright: Fitted) -> None:
     """What `load_law_file` reads is what was fitted: constants, ranges, and a band from the draws."""
-    code, out, _ = trainwright("fit", good, "-o", "mine.yaml", "--json")
+    code, out, _ = trainwright("fit", good, "-o", "mine.yaml", "--json", "--counts", "body")
     assert code == 0
     printed = json.loads(out)
     law = load_law_file(Path("mine.yaml"))
-    assert (law.facts.name, law.facts.counts, law.facts.flops) == ("mine", "total", "6 N D")
+    assert (law.facts.name, law.facts.counts, law.facts.flops) == ("mine", "body", "6 N D")
     assert dict(law.facts.constants) == pytest.approx({name: printed[name] for name in CONSTANTS}, rel=1e-8)
     at = printed["budgets"][1]
     params, tokens = law.frontier(at["flops"])

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 
 from trainwright.compiler.errors import InfeasibleError, UsageError
+from trainwright.compiler.facts import COUNTS
 from trainwright.compiler.fit.approach3 import Problem
 from trainwright.compiler.fit.law_file import law_of, require_replaceable, write_law
 from trainwright.compiler.fit.plot import require_plot, write_plot
@@ -32,6 +33,7 @@ class Question:
     plot: Path | None
     suggest: str
     target: str
+    counts: str
     bootstraps: int
     seed: int
 
@@ -52,6 +54,8 @@ class Answer:
 
 def answer(question: Question, progress: Callable[[int], object] = lambda done: None) -> Answer:
     """Fit, suggest, write. Raises UsageError, FileError, RunsError, InfeasibleError, MissingExtraError."""
+    if question.counts not in COUNTS:
+        raise UsageError(f"--counts {question.counts}: a column of params counts one of {', '.join(COUNTS)}")
     budget, target = _flops("--suggest", question.suggest), _flops("--target", question.target)
     if question.out is not None:
         require_replaceable(question.out)
@@ -64,7 +68,7 @@ def answer(question: Question, progress: Callable[[int], object] = lambda done: 
         return _only_a_sweep(suggest(runs, _problem(runs), None, budget, target), runs)
     fit = fit_runs(runs, question.bootstraps, question.seed, progress)
     budgets = tuple(sorted({*fit.budgets(), *((target,) if question.target and not fit.refusals else ())}))
-    law = None if fit.refusals else law_of(fit, (question.out or question.runs).stem)
+    law = None if fit.refusals else law_of(fit, (question.out or question.runs).stem, question.counts)
     table, found = fit_table(fit, budgets), fit_json(fit, budgets, law)
     if budget:
         sweep = _sweep(fit, budget, target)

@@ -11,7 +11,7 @@ from typing import Any
 
 from trainwright.compiler.errors import FileError
 from trainwright.compiler.fit.approach3 import DELTA
-from trainwright.compiler.fit.optimum import COUNTS
+from trainwright.compiler.fit.optimum import FORM
 from trainwright.compiler.fit.result import CONSTANTS, Fit
 
 MOST_DRAWS = 400
@@ -19,19 +19,19 @@ DIGITS = 9  # significant
 FIRST_LINE = "# Written by `trainwright fit`; a spec names it under scaling.law."
 
 
-def law_of(fit: Fit, name: str) -> dict[str, Any]:
-    """The law file's content. N is what the table's column params counts; C = 6 N D; ranges are those of the runs."""
+def law_of(fit: Fit, name: str, counts: str) -> dict[str, Any]:
+    """The law file's content. `counts`: what the table's column params holds (facts.COUNTS); C = 6 N D; ranges are the runs'."""
     runs = fit.runs
     name_of_runs, version = Path(runs.file).name, metadata.version("trainwright")
     falling = (fit.draws[:, 3:] > 0).all(axis=1)  # the few others have no optimum
     draws = fit.problem.constants(fit.draws[falling][:MOST_DRAWS])
     return {
         "name": name,
-        "form": COUNTS["form"],
+        "form": FORM["form"],
         "source": f"{len(runs)} runs of {name_of_runs}, fitted by trainwright {version}: approach 3 of Hoffmann et al. 2022 "
         f"(arXiv 2203.15556), the global optimum of the sum of Huber losses of ln L, threshold {DELTA:g}",
-        "counts": COUNTS["counts"],
-        "flops": COUNTS["flops"],
+        "counts": counts,
+        "flops": FORM["flops"],
         "loss_unit": f"that of {name_of_runs}, its corpus and tokenizer: no loss of another compares",
         "constants": {key: _rounded(fit.constants[key]) for key in CONSTANTS},
         "fitted_parameters": _range(runs.params),

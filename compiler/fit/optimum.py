@@ -8,9 +8,9 @@ from trainwright.compiler.facts import make_law_facts
 from trainwright.compiler.laws.additive import AdditiveLaw
 from trainwright.compiler.laws.law import Floats, Number
 
-# What a law of a user's own runs is, whatever its constants.
-COUNTS = {"form": "additive", "counts": "total", "flops": "6 N D"}
-_FACTS = make_law_facts("fit", {**COUNTS, "source": "", "constants": {}}, {})
+# What a law of a user's own runs is, whatever its constants, and whatever its N counts.
+FORM = {"form": "additive", "flops": "6 N D"}
+_FACTS = make_law_facts("fit", {**FORM, "counts": "", "source": "", "constants": {}}, {})
 
 
 def law_at(constants: Mapping[str, Number]) -> AdditiveLaw:
