@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from trainwright.compiler.cli import main
 from trainwright.compiler.facts import LawFacts, find_law_facts, load_law_facts
+from trainwright.compiler.laws import answers, compare
 from trainwright.compiler.laws.additive import AdditiveLaw
 from trainwright.compiler.laws.experts import ExpertsLaw
 from trainwright.compiler.laws.find import find_law, load_law_file
@@ -500,3 +502,38 @@ def test_an_unknown_law_is_told_its_neighbours(trainwright: Called) -> None:
     code, _, err = trainwright("plan", "specs/spec.yaml", "--json", "--set", "scaling.law=hofmann2022_1")
     assert code == 4
     assert "scaling.law: no scaling law is called 'hofmann2022_1': did you mean hoffmann2022_1" in err
+
+
+# ---- the page
+
+
+def test_the_page_of_laws_is_what_the_code_writes(repository: Path) -> None:
+    for file, content in (("laws.md", compare.page()), ("laws.svg", compare.picture())):
+        written = (repository / "docs" / file).read_text(encoding="utf-8")
+        assert written == content, "run `python -m trainwright.compiler.laws.compare docs` and read the diff"
+
+
+def test_the_page_names_every_law_and_its_unit() -> None:
+    text = " ".join(compare.page().split())
+    for facts in load_law_facts().values():
+        assert f"### {facts.name} " in text
+        assert text.count(f"| {facts.name} |") == 2
+        assert facts.source in text
+        assert facts.loss_unit in text
+    picture = ElementTree.fromstring(compare.picture())
+    dots = [each for each in picture.iter() if each.tag.endswith("circle")]
+    rows = len(answers.rows_at(1e20, 1e9))
+    assert len(dots) == 2 + 2 * 2 * rows  # a key; sizes and tokens at two budgets
+
+
+def test_what_another_size_costs_is_what_the_planner_would_pay() -> None:
+    """By the default's loss: the FLOPs of a law's run over those of the cheapest run to the same loss."""
+    default = find_law(answers.DEFAULT)
+    c = default.facts.constants
+    (row,) = [row for row in answers.rows_at(5.76e23, 1e9) if row.label == "hoffmann2022_3"]
+    scale = (c["alpha"] * c["A"] / (c["beta"] * c["B"])) ** (1 / (c["alpha"] + c["beta"]))
+    k = c["A"] * scale ** -c["alpha"] + c["B"] * scale ** c["beta"]
+    loss = float(default.loss(row.parameters, row.tokens))
+    least = 6 * ((loss - c["E"]) / k) ** -((c["alpha"] + c["beta"]) / (c["alpha"] * c["beta"]))
+    assert answers.waste(row) == pytest.approx(6 * row.parameters * row.tokens / least - 1, rel=1e-9)
+    assert answers.waste(row) == pytest.approx(0.133, abs=0.001)
