@@ -147,12 +147,16 @@ def _without_program(plan: Plan) -> list[str]:
         return []
     kinds = list(dict.fromkeys(missing.values()))
     rest = [stage.name for stage in plan.stages if stage.name not in missing and missing.keys() & set(stage.needs)]
-    none = "the kind has no program yet" if len(kinds) == 1 else f"the kinds {' and '.join(kinds)} have no program yet"
+    none = "the kind has no program yet" if len(kinds) == 1 else f"the kinds {_and(kinds)} have no program yet"
     fix = "to compile the others, leave " + ("them" if len(missing) > 1 else "it") + " out of the spec"
     if rest:
-        fix += f", and let {' and '.join(rest)} do without (from, compare)"
+        fix += f", and let {_and(rest)} do without (from, compare)"
     named = ", ".join(f"stages.{name} ({kind})" for name, kind in missing.items())
     return [f"{named}: {none}; `trainwright plan` and `explain` cost them; {fix}"]
+
+
+def _and(words: list[str]) -> str:
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def _foreign_to_export(shape: Shape) -> list[str]:

@@ -130,9 +130,11 @@ def _prompts(name: str, kind: str, stage: StageSpec) -> Found:
         )
     yield from _readable(path, stage.data, _RECORDS)
     samples, batch = stage.samples, stage.global_batch
+    lone = "from which nothing is learned: grpo compares at least 2; take 8 or 16, or kind ppo"
     if kind == "grpo" and samples == 1:
-        text = "1 answer is its own mean, from which nothing is learned: grpo compares at least 2; take 8 or 16, or kind ppo"
-        yield f"{path}.samples", text
+        yield f"{path}.samples", f"1 answer is its own mean, {lone}"
+    elif kind == "grpo" and batch is not None and (batch.kind, batch.count) == ("sequences", 1):
+        yield f"{path}.global_batch", f"1 sequences hold the one answer of a prompt, {lone}"
     if batch is not None and batch.kind == "tokens":
         text = f"a batch of {kind} is counted in episodes, which are of any length; write it as sequences"
         yield f"{path}.global_batch", text

@@ -131,15 +131,6 @@ def test_a_path_as_written_is_the_identity_of_what_it_holds() -> None:
     assert len({run_id(), *others}) == 5
 
 
-def test_rates_of_tuning_follow_the_pretraining_s() -> None:
-    stages = "stages={pretrain: {}, sft: {data: chat.jsonl}, dpo: {data: pairs.jsonl}}"
-    plan = plan_of("many_nodes", stages, "training.learning_rate=1.5e-4")
-    assert (plan.sft[0].training.learning_rate, plan.dpo[0].training.learning_rate) == (1.5e-5, 1.5e-6)
-    assert plan.reasons["sft[0].training.learning_rate"].text.startswith(
-        "0.1 x training.learning_rate 0.00015; Llama 2"
-    )
-
-
 @pytest.mark.parametrize("batch", ["1 sequences", "3 sequences", "24 sequences", "1 tokens", "100k tokens", ""])
 @pytest.mark.parametrize("micro_batch", ["1", "3", "8"])
 def test_a_tuning_batch_is_whole_micro_batches_of_at_most_the_tokens_of_pretraining_s(
