@@ -323,6 +323,29 @@ def test_a_law_warns_outside_what_it_was_fitted_on(
         assert fragment in warning
 
 
+def test_the_default_warns_of_models_trained_longer_than_its_runs() -> None:
+    """Size and tokens apart are within what it was fitted on."""
+    warnings = find_law("epoch2024").extrapolations(6e7, 3.1e11, 1.2e20)
+    assert warnings == ["epoch2024 was fitted on at most 341 tokens a parameter; here are 5167"]
+    assert find_law("epoch2024").extrapolations(6e7, 6e7 * 340, 7.4e18) == []
+
+
+def test_the_default_was_fitted_on_what_its_data_hold(reference: Path) -> None:
+    """The 240 points, D = C / (6 N): the 5 of the highest losses are left out."""
+    points = sorted(rows_of(reference / "scaling" / "svg_extracted_data.csv"), key=lambda row: float(row["loss"]))[:-5]
+    assert len(points) == 240
+    sizes = np.array([float(row["Model Size"]) for row in points])
+    flops = np.array([float(row["Training FLOP"]) for row in points])
+    tokens, facts = flops / (6 * sizes), find_law_facts("epoch2024")
+    for column, limits in (
+        (sizes, facts.fitted_parameters),
+        (tokens, facts.fitted_tokens),
+        (flops, facts.fitted_flops),
+    ):
+        assert limits == pytest.approx((column.min(), column.max()), rel=0.01)
+    assert facts.most_tokens_per_parameter == pytest.approx((tokens / sizes).max(), rel=0.001)
+
+
 @every_law
 def test_a_law_says_what_it_is(name: str) -> None:
     facts = LAWS[name].facts
