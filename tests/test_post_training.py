@@ -1,7 +1,9 @@
 """Spec in, plan out: what the tuning stages do by published recipes, how much they have to do, and which of it counts."""
 
+import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from trainwright.compiler.check import check_plan
 from trainwright.compiler.choose import choose_plan
 from trainwright.compiler.choose.recipes import suggest_for_size
-from trainwright.compiler.errors import IllegalPlanError
+from trainwright.compiler.errors import CompileError, IllegalPlanError
 from trainwright.compiler.facts import find_recipe
 from trainwright.compiler.load import load_spec
 from trainwright.compiler.plan import Plan, decided_leaves, leaves, read_plan, write_plan
@@ -235,6 +237,48 @@ def test_a_batch_of_episodes_is_whole_prompts_and_updates_or_is_refused(
     assert minibatch in (None, stage.minibatch)
 
 
+VALUES = {
+    "model.size": ("20M", "1B", "8B", "70B", "8x7B"),
+    "model.context_length": ("16", "4096", "131072"),
+    "compute.nodes": ("1", "3", "16", "512"),
+    "layout.tensor": ("1", "2", "8"),
+    "stages.ppo.global_batch": ("1 sequences", "7 sequences", "512 sequences", "4M tokens"),
+    "stages.ppo.minibatch": ("1", "64", "1000000000"),
+    "stages.ppo.reward": ("verifier", "reward", "sft", "ppo", "./scorer"),
+    "stages.ppo.from": ("sft", "reward", "grpo", "./base"),
+    "stages.reward.from": ("sft", "ppo", "evaluate", "./base"),
+    "stages.reward.global_batch": ("1 sequences", "1 tokens", "4M tokens"),
+    "stages.reward.min_learning_rate": ("0", "5"),
+    "stages.grpo.samples": ("1", "2", "3", "4096"),
+    "stages.grpo.global_batch": ("2 sequences", "97 sequences", "4096 sequences"),
+    "stages.grpo.max_answer_tokens": ("1", "4095", "10000000"),
+    "stages.grpo.answer_tokens": ("1", "2048", "10000000"),
+    "stages.sft.prompt_tokens": ("1", "4095", "10000000"),
+    "stages.sft.too_long": ("split", "drop"),
+    "stages.dpo.examples": ("1", "1000000000000"),
+    "stages.dpo.epochs": ("1", "1000"),
+}
+OVERRIDES = st.lists(st.sampled_from(sorted(VALUES)), min_size=1, max_size=5, unique=True).flatmap(
+    lambda paths: st.tuples(*(st.sampled_from(VALUES[path]).map(f"{path}={{}}".format) for path in paths))
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(overrides=OVERRIDES)
+def test_any_settings_give_a_legal_plan_or_one_error(
+    tmp_path_factory: pytest.TempPathFactory, overrides: tuple[str, ...]
+) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    (folder / "spec.yaml").write_text(SPEC)
+    try:
+        plan = plan_of(folder, *overrides)
+    except CompileError as error:
+        assert str(error)  # noqa: PT017
+        return
+    assert check_plan(plan) == []
+    assert read_plan(write_plan(plan)) == plan
+
+
 def test_the_tiny_example_keeps_what_it_states_and_counts_what_its_connectors_make() -> None:
     plan = choose_plan(resolve_spec(load_spec(Path(__file__).resolve().parents[1] / "specs" / "tiny.yaml", ())))
     sft, dpo = plan.sft[0], plan.dpo[0]
@@ -269,3 +313,36 @@ def test_kinds_without_a_program_are_refused_at_once(folder: Path) -> None:
         "stages.reward (reward), stages.ppo (ppo), stages.grpo (grpo): the kinds reward, ppo and"
     )
     assert "leave them out of the spec, and let evaluate do without" in line
+
+
+# Of data/recipes.yaml: (kind, parameters) -> the row of the table of recipes that its rate is from.
+ROWS = {
+    ("sft", 1e9): ("OLMo 2", "SFT", "1B"),
+    ("sft", 8e9): ("Tulu 3", "SFT", "8B"),
+    ("sft", 7e10): ("Tulu 3", "SFT", "70B"),
+    ("reward", 7e10): ("Llama 2", "RM", "7-70B"),
+    ("dpo", 1e9): ("OLMo 2", "DPO", "1B"),
+    ("dpo", 8e9): ("Tulu 3", "DPO", "8B"),
+    ("dpo", 7e10): ("Tulu 3", "DPO", "70B/405B"),
+    ("ppo", 8e9): ("Tulu 3", "RLVR-PPO", "8B"),
+    ("ppo", 7e10): ("Tulu 3", "RLVR-PPO", "70B"),
+    ("grpo", 1e9): ("OLMo 2", "RLVR-GRPO", "1B"),
+    ("grpo", 8e9): ("Tulu 3.1", "GRPO", "8B"),
+    ("grpo", 6.71e11): ("DeepSeek-R1-Zero", "GRPO", "DeepSeek-V3 671B"),
+}
+
+
+def test_rates_stand_in_the_table_of_recipes() -> None:
+    """With the table in `scaling/posttraining_recipes.csv` of TRAINWRIGHT_REFERENCE."""
+    root = os.environ.get("TRAINWRIGHT_REFERENCE")
+    if not root:
+        pytest.skip("TRAINWRIGHT_REFERENCE names no folder with the table")
+    with (Path(root) / "scaling" / "posttraining_recipes.csv").open(newline="") as file:
+        table = {(row["recipe"], row["stage"], row["model"]): row["peak_lr"] for row in csv.DictReader(file)}
+    facts = {(kind, point.parameters): point for kind in KINDS for point in find_recipe(kind).by_size["learning_rate"]}
+    assert facts.keys() - ROWS.keys() == {("reward", 7e9), ("reward", 3.4e10)}, "the row's `others`"
+    for place, row in ROWS.items():
+        assert facts[place].source.startswith(row[0])
+        assert facts[place].value in [float(number) for number in re.findall(r"\d+(?:\.\d+)?e-\d+", table[row])]
+    assert "1e-5 (others)" in table["Llama 2", "RM", "7-70B"]
+    assert facts["reward", 7e9].value == facts["reward", 3.4e10].value == 1e-5
