@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -235,6 +236,22 @@ def test_a_batch_of_episodes_is_whole_prompts_and_updates_or_is_refused(
     assert batch in (None, stage.training.global_batch)
     assert samples in (None, stage.volume.samples)
     assert minibatch in (None, stage.minibatch)
+
+
+@pytest.mark.parametrize(("batch", "samples"), [("48", 16), ("24", 12), ("97", 97), ("2", 2)])
+def test_samples_are_as_many_as_divide_a_stated_batch(folder: Path, batch: str, samples: int) -> None:
+    small = ("model.size=20M", "compute.nodes=1", "compute.devices_per_node=1", "data.tokens=10M")
+    plan = plan_of(folder, *small, f"stages.grpo.global_batch={batch} sequences")
+    assert (plan.grpo[0].volume.samples, plan.grpo[0].prompts) == (samples, int(batch) // samples)
+
+
+def test_a_plan_of_broken_episodes_is_illegal(folder: Path) -> None:
+    plan = plan_of(folder, "layout.tensor=1", "layout.pipeline=1")
+    broken = replace(plan.grpo[0], prompts=31, minibatch=384)
+    assert check_plan(replace(plan, grpo=(broken,))) == [
+        "grpo: prompts 31 x samples 16 = 496 episodes, but global_batch is 512",
+        "grpo: global_batch 512 / minibatch 384 = 1.333 updates: they must be whole",
+    ]
 
 
 VALUES = {
