@@ -14,7 +14,7 @@ from rich.text import Text
 from trainwright.compiler.cost_table import assumption_rows, cost_rows
 from trainwright.compiler.errors import UsageError
 from trainwright.compiler.plan import Interval, Plan, decided_leaves, leaves
-from trainwright.compiler.plan_stages import Dpo, Reinforced, Reward, Sft, TuningSchedule, Volume
+from trainwright.compiler.plan_stages import Dpo, Reinforced, Reward, Sft, TuningSchedule
 from trainwright.compiler.units import format_quantity
 
 _FILE_WIDTH = 100_000  # columns: in a file nothing is wrapped or cut
@@ -261,7 +261,7 @@ def _settings(plan: Plan) -> Iterator[tuple[str, str]]:
 def _tuned(plan: Plan, stage: Sft | Reward | Dpo, contexts: int) -> str:
     given = stage.training
     return (
-        f"{stage.path or stage.connector} ({_volume(stage.volume)}), {_number(given.epochs, 'epoch')} of"
+        f"{stage.path or stage.connector}, {_number(given.epochs, 'epoch')} of"
         f" {_number(given.global_batch, 'row')} x {contexts * plan.training.context_length} tokens, {_rate(given)}"
     )
 
@@ -269,7 +269,7 @@ def _tuned(plan: Plan, stage: Sft | Reward | Dpo, contexts: int) -> str:
 def _reinforced(stage: Reinforced) -> str:
     given = stage.training
     return (
-        f"{stage.path} ({_volume(stage.volume)}), {_number(given.epochs, 'epoch')} of {_number(stage.prompts, 'prompt')} x"
+        f"{stage.path}, {_number(given.epochs, 'epoch')} of {_number(stage.prompts, 'prompt')} x"
         f" {_number(stage.volume.samples, 'sample')}, scored by {stage.reward}, {_rate(given)},"
         f" kl {stage.kl:g}, clip {stage.clip:g}"
     )
@@ -278,10 +278,6 @@ def _reinforced(stage: Reinforced) -> str:
 def _rate(given: TuningSchedule) -> str:
     end = "" if given.schedule == "constant" else f" to {given.min_learning_rate:g}"
     return f"rate {given.learning_rate:g}, {given.schedule}{end}"
-
-
-def _volume(volume: Volume) -> str:
-    return f"{volume.examples:,} x {volume.prompt_tokens:,} + {volume.answer_tokens:,} tokens"
 
 
 def _alternatives(plan: Plan) -> RenderableType:

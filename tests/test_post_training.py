@@ -312,7 +312,7 @@ def test_plan_and_explain_show_the_stages(folder: Path) -> None:
     shown = call(folder, "plan", "spec.yaml").stdout
     assert "512 prompts x 1 sample, scored by reward" in shown
     assert "32 prompts x 16 samples, scored by verifier" in shown
-    assert "939,343 x 536 + 310 tokens" in shown
+    assert "939,343 conversations of 846 tokens" in shown
     plan = json.loads(call(folder, "plan", "spec.yaml", "--json").stdout)
     assert plan["ppo"][0]["value_model"] is True
     explained = call(folder, "explain", "spec.yaml", "ppo").stdout
