@@ -64,7 +64,7 @@ class NotIdentifiedError(CompileError):
     exit_code = 10
 
 
-class MissingExtraError(CompileError):
+class MissingExtra(CompileError):
     """A package of an extra is not installed; the message has the command that does. The runtime's code for the same."""
 
     exit_code = 26

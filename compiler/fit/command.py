@@ -53,7 +53,7 @@ class Answer:
 
 
 def answer(question: Question, progress: Callable[[int], object] = lambda done: None) -> Answer:
-    """Fit, suggest, write. Raises UsageError, FileError, RunsError, InfeasibleError, MissingExtraError."""
+    """Fit, suggest, write. Raises UsageError, FileError, RunsError, InfeasibleError, MissingExtra."""
     if question.counts not in COUNTS:
         raise UsageError(f"--counts {question.counts}: a column of params counts one of {', '.join(COUNTS)}")
     budget, target = _flops("--suggest", question.suggest), _flops("--target", question.target)

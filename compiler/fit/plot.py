@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trainwright.compiler.errors import MissingExtraError, UsageError
+from trainwright.compiler.errors import MissingExtra, UsageError
 from trainwright.compiler.fit.law_file import write_whole
 from trainwright.compiler.fit.optimum import law_at
 from trainwright.compiler.fit.result import Fit
@@ -23,13 +23,13 @@ LEAST_SPREAD = 1.001  # of the losses: else there is nothing to draw contours of
 
 
 def require_plot(path: Path) -> None:
-    """Raises UsageError for another kind of picture, MissingExtraError without matplotlib."""
+    """Raises UsageError for another kind of picture, MissingExtra without matplotlib."""
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(f"--plot {path}: a picture is {' or '.join(SUFFIXES)}, by the end of its name")
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise MissingExtraError("--plot needs matplotlib; install it with pip install 'trainwright[plot]'") from None
+        raise MissingExtra("--plot needs matplotlib; install it with pip install 'trainwright[plot]'") from None
 
 
 def write_plot(fit: Fit, path: Path) -> None:
