@@ -137,6 +137,7 @@ def _trained(plan: Plan) -> dict[str, str]:
         for source in data.sources
     )
     decay = f" in the last {_number(training.decay_steps, 'step')}" if training.decay_steps else ""
+    course = f" to {training.min_learning_rate:g}{decay}" if training.schedule != "constant" else ""
     lines = {
         "model": f"{shape.family}, {_count(estimates.parameters)} parameters{active}: {_number(shape.num_layers, 'layer')} of"
         f" {shape.hidden_size}, ffn {shape.ffn_hidden_size}, {_number(shape.num_attention_heads, 'head')} of {shape.head_dim}"
@@ -146,7 +147,7 @@ def _trained(plan: Plan) -> dict[str, str]:
         "training": f"{_number(training.steps, 'step')} x {_number(training.global_batch, 'sequence')} x"
         f" {_number(training.context_length, 'token')}"
         f" ({format_quantity('tokens', training.tokens_per_step)} a step), {training.precision}, {training.optimizer}",
-        "learning rate": f"{training.learning_rate:g}, {training.schedule} to {training.min_learning_rate:g}{decay},"
+        "learning rate": f"{training.learning_rate:g}, {training.schedule}{course},"
         f" warm-up {_number(training.warmup_steps, 'step')}",
     }
     if sized := _bands(plan):

@@ -149,7 +149,7 @@ def format_quantity(kind: str, amount: float) -> str:
     if kind == "carbon":
         return f"{amount:.4g} kg/kWh"
     if kind == "price":
-        return f"${amount:.2f}/device-hour"
+        return f"${amount:.2f}/device-hour" if amount >= 0.01 else f"${amount:.4g}/device-hour"
     if kind in _STEPS:
         steps = _STEPS[kind]
         # "30 hours" reads better than "1.25 days".

@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -177,6 +178,16 @@ def test_stages_whose_work_is_unknown_show_no_figures(plan: Plan) -> None:
     assert "ingest, curate, tokenizer, tokenize, export  not estimated" in text_of(plan)
 
 
+def test_the_course_of_the_rate_is_shown(spec: Path) -> None:
+    courses = {
+        "cosine": r"cosine to \S+, warm-up",
+        "constant": "constant, warm-up",
+        "wsd": r"wsd to 0 in the last [\d,]+ steps, ",
+    }
+    for schedule, course in courses.items():
+        assert re.search(rf"learning rate +\S+, {course}", text_of(plan_of(spec, f"training.schedule={schedule}")))
+
+
 def test_a_plan_of_unknown_work_alone_shows_no_sums(spec: Path) -> None:
     bare = plan_of(spec, "stages={export: {from: ../base}}", "cluster.costs=[{name: storage, amount: $5}]")
     rows = rows_of(bare)
@@ -258,6 +269,7 @@ def test_costs_change_no_identity(spec: Path, plan: Plan) -> None:
 
 @pytest.mark.parametrize(("override", "message"), [
     ("cluster.price=-$2/device-hour", "cluster.price: '-$2/device-hour' is not a quantity; accepted: a price"),
+    ("cluster.price=$0/device-hour", "it must be at least $0.0001/device-hour"),
     ("cluster.power.pue=0.9", "cluster.power.pue: 0.9 is out of range: it must be at least 1"),
     ("cluster.power.device=-700 W", "cluster.power.device: '-700 W' is not a quantity; accepted: a power"),
     ("cluster.power.device=700", "cluster.power.device: 700 has no unit; accepted: a power"),

@@ -17,7 +17,7 @@ from trainwright.compiler.check import check_plan
 from trainwright.compiler.choose import choose_plan
 from trainwright.compiler.choose.hyperparameters import describe_run
 from trainwright.compiler.emit import emit_bundle
-from trainwright.compiler.errors import CompileError, IllegalPlanError, SpecError
+from trainwright.compiler.errors import CompileError, IllegalPlanError, InfeasibleError, SpecError
 from trainwright.compiler.estimate.params import count_parameters
 from trainwright.compiler.facts import find_family, find_hyperparameter_law, load_hyperparameter_laws
 from trainwright.compiler.laws.rates import (
@@ -225,6 +225,9 @@ def test_a_laws_rate_comes_with_its_batch_where_it_has_one() -> None:
     assert porian.training.beta2 == 0.95
     small = plan_of("scaling.learning_rate=porian2024", "model.size=150M", "data.tokens=3B")
     assert small.training.beta2 == 0.99
+    assert plan_of("scaling.learning_rate=porian2024", "model.size=300M", "data.tokens=6B").training.beta2 == 0.95
+    short = plan_of("scaling.learning_rate=porian2024", "data.tokens=1B").training
+    assert short.warmup_steps == short.steps // 2  # parameters / tokens a step would be more
 
 
 def test_kaplans_batch_is_where_twice_the_least_tokens_are_needed() -> None:
@@ -301,7 +304,55 @@ def test_a_run_that_is_long_for_its_batch_is_told_of_the_law_of_a_fixed_one() ->
         rel=0.05,  # type: ignore[index]
     )
     assert taken.training.learning_rate < long.training.learning_rate
+    assert f"a lower rate than {long.training.learning_rate:.2g}; " in warning
     assert not [warning for warning in plan_of().estimates.warnings if "fixed at" in warning]
+    small = plan_of("training.global_batch=8 sequences")  # its rate is lower already
+    assert small.training.learning_rate < 5.8e-4
+    assert not [warning for warning in small.estimates.warnings if "fixed at" in warning]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "batch", "data"),
+    [
+        (("compute.nodes=64", "layout.data=512"), 512, 512),
+        (("compute.nodes=2048",), 1024, 1024),  # 18 layers and 8 key heads: tensor 8 x pipeline 2 at most
+        (("compute.nodes=7", "compute.devices_per_node=7", "layout.micro_batch=8"), 392, 49),
+    ],
+)
+def test_devices_that_take_more_at_once_force_the_batch(overrides: tuple[str, ...], batch: int, data: int) -> None:
+    plan = plan_of(*overrides)
+    assert (plan.training.global_batch, plan.layout.data) == (batch, data)
+    assert plan.reasons["training.global_batch"].kind == "law"
+    assert re.search(r"takes [\d,]+ or more at once: the devices force the batch", why(plan, "global_batch"))
+    assert f"no higher for {2048 * batch:,}" in why(plan, "learning_rate")
+    assert plan.estimates.batch_overhead > 0.05
+    assert [warning for warning in plan.estimates.warnings if "more tokens" in warning]
+
+
+def test_a_batch_that_the_user_stated_is_forced_by_no_device() -> None:
+    for stated in ("64 sequences", "131072 tokens"):
+        with pytest.raises(InfeasibleError, match="but global_batch is 64"):
+            plan_of("compute.nodes=64", "layout.data=512", f"training.global_batch={stated}")
+
+
+@pytest.mark.parametrize(("batch", "told"), [("288 sequences", False), ("320 sequences", True)])
+def test_a_price_below_a_twentieth_of_the_tokens_is_worth_no_word(batch: str, told: bool) -> None:
+    plan = plan_of(f"training.global_batch={batch}")
+    assert (plan.estimates.batch_overhead > 0.05) == told
+    assert bool([warning for warning in plan.estimates.warnings if "more tokens" in warning]) == told
+
+
+def test_laws_outside_the_range_that_they_were_fitted_on_say_so() -> None:
+    def outside(*overrides: str) -> list[str]:
+        return [warning for warning in plan_of(*overrides).estimates.warnings if "outside its range" in warning]
+
+    [warning] = outside("model.size=3B")
+    assert warning.startswith("step_law is used outside its range, for ")
+    assert warning.endswith(" parameters (fitted: 2.15e+08 to 1.07e+09): learning rate and batch are guesses")
+    [warning] = outside("data.tokens=200B", "training.learning_rate=1e-3")
+    assert warning.endswith(" 2e+11 tokens (fitted: 4e+09 to 1e+11): batch is a guess")
+    [warning] = outside("scaling.learning_rate=bjorck2024", "model.size=500M")
+    assert "(fitted: 7.6e+08 up): learning rate is a guess" in warning
 
 
 # ---- muP
@@ -409,7 +460,7 @@ def test_wsd_ends_in_a_decay_to_zero(decay: tuple[str, ...], steps: int) -> None
     assert plan.reasons["training.decay_steps"].kind == ("pinned" if decay else "default")
     program = emit_bundle(plan).files["05_pretrain.py"].decode()
     assert "kind='wsd'" in program.replace('"', "'")
-    assert f"decay_steps={training.decay_steps}," in program.replace("_000", "000").replace("_", "_")
+    assert f"decay_steps={training.decay_steps}," in program
     assert "decay_style='minus_sqrt'" in program.replace('"', "'")
 
 
@@ -422,7 +473,8 @@ def test_a_long_warm_up_leaves_wsd_a_shorter_decay() -> None:
 def test_other_schedules_have_no_decay_of_their_own(schedule: str) -> None:
     training = plan_of(f"training.schedule={schedule}").training
     assert (training.decay_steps, training.decay_style) == (0, "none")
-    assert training.min_learning_rate == pytest.approx(training.learning_rate / 10)
+    share = 1 if schedule == "constant" else 0.1
+    assert training.min_learning_rate == pytest.approx(share * training.learning_rate, rel=1e-5)
 
 
 @given(steps=st.integers(1, 40))
@@ -467,7 +519,23 @@ def test_wsd_fits_runs_of_any_length(steps: int) -> None:
             IllegalPlanError,
             ("training.decay: ", " steps of warm-up + "),
         ),
-        (("training.warmup=100%",), IllegalPlanError, ("training.warmup: ", "leave none of the run's ")),
+        (
+            ("training.warmup=100%",),
+            IllegalPlanError,
+            ("training.warmup: ", "leave none of the run's 43,597 steps; shorten it"),
+        ),
+        (
+            ("training.schedule=wsd", "training.decay=0%"),
+            IllegalPlanError,
+            ("training.decay: none of the run's 43,597 steps",),
+        ),
+        (
+            ("training.min_learning_rate=1e-2",),
+            IllegalPlanError,
+            (
+                "--set training.min_learning_rate=1e-2: training.min_learning_rate: 0.01 is above the 0.000982597 that a law",
+            ),
+        ),
         (
             ("training.warmup=1e9 steps",),
             IllegalPlanError,

@@ -48,6 +48,8 @@ def suggest_min_learning_rate(learning_rate: float, schedule: str) -> Suggestion
     """Where the schedule ends."""
     if schedule == "wsd":
         return Suggestion(0.0, "the decay of wsd ends at 0 (Hägele et al. 2024, arXiv 2405.18392)")
+    if schedule == "constant":
+        return Suggestion(learning_rate, "a constant rate ends as it was")
     value = MIN_RATE_SHARE * learning_rate
     return Suggestion(value, f"{MIN_RATE_SHARE:g} x learning_rate {learning_rate:.4g}, as Chinchilla and Llama 2")
 

@@ -198,18 +198,19 @@ def warn_of_laws(laws: Laws, run: Run, batch_tokens: float, *, rate: bool, batch
     if laws.base:
         warnings.append(
             "muP in part: the program has one rate for all parameters, so embeddings, norms and biases, whose rate muP keeps, "
-            "get the lower one too; the output layer has no multiplier 1 / width, and attention is scaled by 1 / sqrt(head_dim), "
-            "not 1 / head_dim: check the transfer at a width between"
+            "get that of the matrices too; the output layer has no multiplier 1 / width, and attention is scaled by "
+            "1 / sqrt(head_dim), not 1 / head_dim: check the transfer at a width between"
         )
     own = _own_batch(laws.rate, run)
     if rate and not laws.base and not batch and 2 * batch_tokens < own:
         fixed = find_hyperparameter_law("bjorck2024")
-        lower = float(law_rate(fixed, run))
-        warnings.append(
-            f"the batch is fixed at {batch_tokens:,.0f} tokens, {laws.rate.name}'s own is {own / batch_tokens:.3g} times that: a "
-            f"run that is long for its batch wants a lower rate; {fixed.name}, fitted at a fixed batch, says {lower:.2g} "
-            f"(scaling.learning_rate: {fixed.name})"
-        )
+        taken, lower = suggest_learning_rate(laws.rate, run, batch_tokens).value, float(law_rate(fixed, run))
+        if lower < taken:
+            warnings.append(
+                f"the batch is fixed at {batch_tokens:,.0f} tokens, {laws.rate.name}'s own is {own / batch_tokens:.3g} times "
+                f"that: a run that is long for its batch wants a lower rate than {taken:.2g}; {fixed.name}, fitted at a fixed "
+                f"batch, says {lower:.2g} (scaling.learning_rate: {fixed.name})"
+            )
     return warnings
 
 
@@ -222,11 +223,17 @@ def _outside(law: HyperparameterLaw, run: Run) -> str:
     """What of the run is outside the range that the law was fitted on; "" where nothing is."""
     values = law_quantities(law, run)
     found = [
-        f"{float(values[quantity]):.3g} {COUNTED[quantity]} (fitted: {low:.3g} to {high:.3g})"
+        f"{float(values[quantity]):.3g} {COUNTED[quantity]} (fitted: {_span(low, high)})"
         for quantity, (low, high) in law.fitted.items()
         if not low <= float(values[quantity]) <= high
     ]
     return f"{law.name} is used outside its range, for {' and '.join(found)}" if found else ""
+
+
+def _span(low: float, high: float) -> str:
+    if not low:
+        return f"up to {high:.3g}"
+    return f"{low:.3g} up" if high == math.inf else f"{low:.3g} to {high:.3g}"
 
 
 def _rates(run: Run) -> Mapping[str, Floats]:

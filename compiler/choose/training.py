@@ -1,6 +1,6 @@
 """The training section of a plan: batch, steps, learning rate and their companions; pins first, then laws, then customs."""
 
-from trainwright.compiler.choose.batch import choose_global_batch
+from trainwright.compiler.choose.batch import batch_units, choose_global_batch
 from trainwright.compiler.choose.customs import (
     SCHEDULE,
     USUAL,
@@ -24,7 +24,7 @@ from trainwright.compiler.choose.hyperparameters import (
 )
 from trainwright.compiler.choose.kernels import FEWEST_SEQUENCES, SHARE_OF_VALIDATION, choose_cadence
 from trainwright.compiler.choose.ledger import Ledger
-from trainwright.compiler.choose.limits import limits_of
+from trainwright.compiler.choose.limits import limits_of, place
 from trainwright.compiler.errors import IllegalPlanError
 from trainwright.compiler.laws.rates import Run
 from trainwright.compiler.plan import Shape, Training, Validation
@@ -41,10 +41,10 @@ def choose_training(
 ) -> tuple[Training, list[str]]:
     """The training section for a shape and a number of tokens, and warnings where a law is used outside its range.
 
-    Raises IllegalPlanError for a warm-up, or a warm-up and a decay, that leave nothing of the run.
+    Raises IllegalPlanError for a warm-up, or a warm-up and a decay, that leave nothing of the run; for a floor above the peak.
     """
     given, laws, run = spec.training, choose_laws(spec.scaling, shape), describe_run(shape, context, tokens)
-    global_batch = _global_batch(spec, ledger, laws, run, context)
+    global_batch = _global_batch(spec, ledger, laws, run, shape, context)
     tokens_per_step = ledger.note(
         "training.tokens_per_step", global_batch * context, "derived", f"{global_batch} sequences x {context} tokens"
     )
@@ -67,6 +67,7 @@ def choose_training(
         peak, std = suggest_learning_rate(laws.rate, run, tokens_per_step), "default"
         initial = suggest_init_std(shape.hidden_size)
     rate = number("learning_rate", peak, given.learning_rate, "law")
+    _require_floor(spec, rate)
     schedule = ledger.note(
         "training.schedule", given.schedule.pick("cosine"), "default", SCHEDULE, pin="training.schedule"
     )
@@ -150,16 +151,31 @@ def choose_validation(spec: ResolvedSpec, ledger: Ledger, training: Training) ->
     )
 
 
-def _global_batch(spec: ResolvedSpec, ledger: Ledger, laws: Laws, run: Run, context: int) -> int:
+def _global_batch(spec: ResolvedSpec, ledger: Ledger, laws: Laws, run: Run, shape: Shape, context: int) -> int:
     given, devices = spec.training, spec.compute.devices
     pin = "training.global_batch"
     if given.global_batch.pinned and given.global_batch_unit == "sequences":
         return ledger.note(pin, int(given.global_batch.low), "pinned", "", pin=pin)
     suggestion = suggest_batch_tokens(laws.batch, run)
     wanted = given.global_batch.clip(suggestion.value)
-    batch = choose_global_batch(wanted / context, devices, stated=given.global_batch.pinned)
+    units, stated = batch_units(spec, shape, context), given.global_batch.pinned
+    batch = choose_global_batch(wanted / context, devices, units, stated=stated)
     rounding = f"; {wanted / context:.4g} sequences of {context}, rounded so that {devices} devices can divide them"
+    if units and not stated and wanted < context * min(units):
+        rounding = (
+            f"; {wanted / context:.4g} sequences of {context}, but every layout on {devices:,} devices takes {min(units):,}"
+            " or more at once: the devices force the batch"
+        )
     return ledger.note(pin, batch, "law", suggestion.text + rounding, pin=pin, detail=rounding)
+
+
+def _require_floor(spec: ResolvedSpec, learning_rate: float) -> None:
+    floor = spec.training.min_learning_rate
+    if floor.pinned and floor.low > learning_rate:
+        raise IllegalPlanError(
+            f"{place(spec, 'training.min_learning_rate')}: {floor.low:g} is above the {learning_rate:g} that a law gives"
+            " for training.learning_rate; lower it, or state training.learning_rate"
+        )
 
 
 def _steps(spec: ResolvedSpec, tokens: int, tokens_per_step: int) -> int:
@@ -173,10 +189,10 @@ def _warmup(spec: ResolvedSpec, ledger: Ledger, suggestion: Suggestion, steps: i
     """Steps of warm-up: fewer than the run has, so that one has the peak."""
     warmup = _stated(spec.training.warmup, spec.training.warmup_unit, steps, suggestion.value)
     if warmup >= steps and spec.training.warmup.pinned and warmup:
-        place = spec.pins.get("training.warmup", "the spec")
+        share = ", or state it as a share of the steps" if spec.training.warmup_unit == "steps" else ""
         raise IllegalPlanError(
-            f"{place}: training.warmup: {warmup:,} steps of warm-up leave none of the run's {_count(steps)}; "
-            "shorten it, or state it as a share of the steps"
+            f"{place(spec, 'training.warmup')}: {warmup:,} steps of warm-up leave none of the run's {_count(steps)}; "
+            f"shorten it{share}"
         )
     return ledger.note("training.warmup_steps", warmup, "default", suggestion.text, pin="training.warmup")
 
@@ -189,11 +205,17 @@ def _decay(spec: ResolvedSpec, ledger: Ledger, schedule: str, steps: int, warmup
         )
     suggestion = suggest_decay_steps(steps, warmup)
     decay = _stated(spec.training.decay, spec.training.decay_unit, steps, suggestion.value)
-    if warmup + decay > steps:
-        path = "training.decay" if "training.decay" in spec.pins else "training.warmup"
+    if not decay:
         raise IllegalPlanError(
-            f"{spec.pins.get(path, 'the spec')}: {path}: {warmup:,} steps of warm-up + {decay:,} of decay = {warmup + decay:,}, "
-            f"and the run has {_count(steps)}; shorten one, or state them as shares of the steps"
+            f"{place(spec, 'training.decay')}: none of the run's {_count(steps)} is left for the decay that ends wsd; lengthen"
+            " it, or take schedule: constant"
+        )
+    if warmup + decay > steps:
+        in_steps = "steps" in (spec.training.warmup_unit, spec.training.decay_unit)
+        raise IllegalPlanError(
+            f"{place(spec, 'training.decay', 'training.warmup')}: {warmup:,} steps of warm-up + {decay:,} of decay = "
+            f"{warmup + decay:,}, and the run has {_count(steps)}; shorten one"
+            f"{', or state them as shares of the steps' if in_steps else ''}"
         )
     return ledger.note("training.decay_steps", decay, "default", suggestion.text, pin="training.decay")
 
