@@ -20,6 +20,7 @@ from trainwright.compiler.estimate.cost import SECONDS_PER_MONTH
 from trainwright.compiler.estimate.flops import model_flops_per_token
 from trainwright.compiler.estimate.generation import Answers, Engine, decoding_step_s, generation_s
 from trainwright.compiler.estimate.params import count_parameters
+from trainwright.compiler.estimate.step_time import LINK_EFFICIENCY
 from trainwright.compiler.explain import show, summary
 from trainwright.compiler.facts import find_device, find_family
 from trainwright.compiler.load import load_spec
@@ -156,6 +157,38 @@ def test_ppo_trains_two_networks_and_scores_with_three(spec: Path) -> None:
 def test_a_kl_term_costs_grpo_the_reference(spec: Path, plan: Plan) -> None:
     with_kl = stage_of(plan_of(spec, "stages.grpo.kl=0.01"), "grpo")
     assert with_kl.scored_tokens == pytest.approx(2 * stage_of(plan, "grpo").scored_tokens)
+
+
+def test_a_reinforced_stage_takes_its_steps_one_after_the_other(spec: Path, plan: Plan) -> None:
+    """Time of generation is steps x that of a batch, whose answers groups share evenly, at the fastest degree in a node."""
+    stage, grpo = stage_of(plan, "grpo"), plan.grpo[0]
+
+    def batch(tensor: int) -> float:
+        share = tensor / 16
+        each = Answers(share * grpo.training.global_batch, share * grpo.prompts, 200, 1200, grpo.max_answer_tokens)
+        return generation_s(engine_of(tensor=tensor, step_s=generation.ENGINE_STEP_S), each)
+
+    batch_s, tensor = min((batch(tensor), tensor) for tensor in (1, 2, 4, 8))
+    assert f"tensor {tensor}, " in stage.assumption
+    assert f", {20_000 / grpo.prompts:,.0f} steps; " in stage.assumption
+    assert stage.generate_s == pytest.approx(20_000 / grpo.prompts * batch_s, rel=1e-4)
+    thrice = stage_of(plan_of(spec, "stages.grpo.epochs=3"), "grpo")
+    assert (thrice.generated_tokens, thrice.generate_s) == pytest.approx(
+        (3 * stage.generated_tokens, 3 * stage.generate_s)
+    )
+
+
+def test_generation_is_split_over_a_node_and_over_more_only_where_that_is_too_small(spec: Path) -> None:
+    def tensor(*overrides: str) -> int:
+        text = stage_of(
+            plan_of(spec, "stages={grpo: {data: prompts.jsonl, from: ../base}}", *overrides), "grpo"
+        ).assumption
+        return int(re.search(r"of it\), tensor (\d+), ", text)[1])  # type: ignore[index]
+
+    large = ("model.size=70B", "data.tokens=1T", "compute.nodes=16")
+    assert tensor(*large) == 8
+    assert tensor(*large, "compute.devices_per_node=4", "compute.nodes=32", "layout.tensor=4") == 4
+    assert tensor("model.size=405B", "data.tokens=1T", "compute.nodes=126") == 16  # 8 x 79.1 GiB do not hold 810 GB
 
 
 def test_passes_run_at_the_utilisation_of_the_planned_layout(plan: Plan) -> None:
@@ -315,6 +348,24 @@ def test_many_sequences_are_bound_by_products() -> None:
     assert step == pytest.approx(flops / (0.54 * 9.895e14), rel=1e-9)
 
 
+def test_an_all_reduce_moves_the_hidden_state_twice_over_the_link_that_the_group_spans() -> None:
+    """Two a layer, of 7 / 8 (15 / 16) of 4,096 x 2 bytes a sequence each way, beside 20 us each."""
+    device, sequences = find_device("h100"), 1000.0
+
+    def reduced(tensor: int) -> float:
+        engine = engine_of(tensor=tensor)
+        free = replace(device, intra_node_bytes_per_s=1e30, inter_node_bytes_per_s=1e30)
+        with_links, without = (
+            float(decoding_step_s(replace(engine, device=one), np.array([sequences]), np.array([10.0]))[0])
+            for one in (device, free)
+        )
+        return with_links - without
+
+    for tensor, link in ((8, device.intra_node_bytes_per_s), (16, device.inter_node_bytes_per_s)):
+        moved = 2 * 32 * 2 * (tensor - 1) / tensor * sequences * 4096 * 2
+        assert reduced(tensor) == pytest.approx(moved / (link * LINK_EFFICIENCY), rel=1e-6)
+
+
 def test_keys_are_split_over_as_many_devices_as_there_are_heads() -> None:
     four, eight, sixteen = (generation.key_value_bytes_per_token(engine_of(tensor=tensor)) for tensor in (4, 8, 16))
     assert (four, sixteen) == (2 * eight, eight)
@@ -352,6 +403,8 @@ def test_what_memory_does_not_hold_waits() -> None:
     assert generation_s(engine, many) > 5000 * 500 * full / room
     assert not generation.fits(engine_of("70B", tensor=1), few)
     assert generation.fits(engine_of("70B", tensor=4), few)
+    longest = replace(few, max_answer_tokens=2_000_000)  # 160 GB of keys and values a device
+    assert not generation.fits(engine_of("70B", tensor=4), longest)
 
 
 @settings(max_examples=60)
