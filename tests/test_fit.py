@@ -362,12 +362,13 @@ def test_mixed_units_are_told(factor: float, share: float, words: str, trainwrig
     assert "with the factor taken out the law's mean error falls from" in err
 
 
-def test_one_loss_in_another_unit_is_told(trainwright: Fitted) -> None:
+@pytest.mark.parametrize(("factor", "said"), [(1 / 3, "0.33"), (3.0, "3 x"), (1 / np.log(2), "1.4")])
+def test_one_loss_in_another_unit_is_told(factor: float, said: str, trainwright: Fitted) -> None:
     params, tokens, loss = isoflop_runs(TRUE, np.geomspace(1e18, 1e20, 5), noise=0.005)
-    loss[11] /= 3
+    loss[11] *= factor
     code, _, err = trainwright("fit", write_csv(Path("one.csv"), (params, tokens, loss)))
     assert code == RunsError.exit_code
-    assert f"one.csv:13: loss: {loss[11]:.4g} is 0.33" in err
+    assert f"one.csv:13: loss: {loss[11]:.4g} is {said}" in err
 
 
 def test_losses_of_one_unit_are_never_called_mixed() -> None:

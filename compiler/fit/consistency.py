@@ -35,10 +35,15 @@ def check_units(runs: Runs, problem: Problem, theta: Floats) -> None:
         error = max(np.abs(residual[z]).mean(), np.abs(residual[~z]).mean())
         if np.abs(after).mean() * MUCH_BETTER < error:
             lines = [line for line, other in zip(runs.lines, z, strict=True) if other]
+            which, fix = (
+                f"{len(lines)} of {len(runs)} losses (lines {_listed(lines)}) are",
+                "write all losses in one unit",
+            )
+            if len(lines) == 1:
+                which, fix = f"{runs.loss[z][0]:.4g} is", f"{fix}, or remove the line of a run that diverged"
             raise RunsError(
-                f"{runs.file}:{lines[0]}: loss: {len(lines)} of {len(runs)} losses (lines {_listed(lines)}) are {factor:.3g} x "
-                f"what the others suggest: with the factor taken out the law's mean error falls from {100 * error:.3g} % to "
-                f"{100 * np.abs(after).mean():.2g} %; {_unit(factor)}: write all losses in one unit"
+                f"{runs.file}:{lines[0]}: loss: {which} {factor:.3g} x what the others suggest: with the factor taken out the "
+                f"law's mean error falls from {100 * error:.3g} % to {100 * np.abs(after).mean():.2g} %; {_unit(factor)}: {fix}"
             )
     far = np.abs(residual) > math.log(WRONG)
     if far.any():
@@ -80,7 +85,7 @@ def _two_units(problem: Problem) -> tuple[float, Bools] | None:
     usable = [
         (error, log_factor, z)
         for error, log_factor, z in found
-        if min(z.sum(), (~z).sum()) >= 2 and abs(log_factor) > math.log(LEAST_FACTOR)
+        if min(z.sum(), (~z).sum()) >= 1 and abs(log_factor) > math.log(LEAST_FACTOR)
     ]
     if not usable:
         return None

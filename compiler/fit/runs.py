@@ -109,7 +109,7 @@ def read_runs(path: Path, fewest: int = FEWEST_RUNS) -> Runs:
         raise RunsError("\n".join(problems[:MOST_PROBLEMS] + more))
     if len(rows) < fewest:
         raise RunsError(
-            f"{path}: {len(rows)} different runs; a law of five constants takes {fewest} at least: "
+            f"{path}: {len(rows)} different run{'' if len(rows) == 1 else 's'}; a law of five constants takes {fewest} at least: "
             f"`trainwright fit {path} --suggest FLOPS` says which to add"
         )
     params, tokens, loss = (np.array([row.values[name] for row in rows]) for name in REQUIRED)
