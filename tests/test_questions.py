@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,34 @@ def test_time_money_and_device_hours_settle_at_the_layouts_own_utilisation(tmp_p
     assert all(before.reached_flops_per_s == after.flops_per_s for before, after in itertools.pairwise(rounds))
 
 
+@pytest.mark.parametrize("minutes", [2.5088, 8.7269, 17.0, 75.164])
+def test_a_batch_that_alternates_with_the_utilisation_settles_within_the_limit(tmp_path: Path, minutes: float) -> None:
+    """A longer run has a larger batch and another layout: some budgets have no utilisation that gives itself back."""
+    plan = planned(tmp_path, model="{family: llama2, size: 1B}", compute=f"{{{NODE}, budget: {minutes} minutes}}")
+    assert 0.75 < plan.estimates.train_s / (60 * minutes) <= 1 + 1e-6
+    assert not any("did not settle" in warning for warning in plan.estimates.warnings)
+    # A tenth more of utilisation would not have been kept.
+    rates = [one.flops_per_s for one in plan.estimates.rounds if one.reached_flops_per_s < one.flops_per_s * (1 - 1e-3)]
+    assert (
+        min(rate for rate in rates if rate > plan.estimates.rounds[-1].flops_per_s)
+        < 1.1 * plan.estimates.rounds[-1].flops_per_s
+    )
+
+
+@pytest.mark.parametrize(
+    ("limit", "billions"), [("1e22 FLOPs", (150, 170, 200, 300)), ("100 device-hours", (10, 20, 40))]
+)
+def test_with_the_tokens_pinned_the_shape_keeps_the_limit(
+    tmp_path: Path, limit: str, billions: tuple[int, ...]
+) -> None:
+    """Shapes come in steps: one that takes more than the limit gives way to the next smaller."""
+    for tokens in billions:
+        plan = planned(tmp_path, data=f"{{{SOURCES}, tokens: {tokens}B}}", compute=f"{{{NODE}, budget: {limit}}}")
+        flops = plan.estimates.model_flops_per_step * plan.training.steps
+        share = flops / 1e22 if "FLOPs" in limit else plan.estimates.device_hours / 100
+        assert 0.85 < share <= 1 + 1e-6, tokens
+
+
 def test_a_deadline_is_a_budget_of_time(tmp_path: Path) -> None:
     by_deadline = planned(tmp_path, objective="{deadline: 2 days}")
     by_budget = planned(tmp_path, compute=f"{{{NODE}, budget: 2 days}}")
@@ -249,6 +278,59 @@ def test_inference_tokens_shrink_the_model_and_share_the_budget(tmp_path: Path) 
     assert used.data.budget_tokens / used.estimates.parameters > plain.data.budget_tokens / plain.estimates.parameters
 
 
+def test_a_model_that_is_used_much_still_meets_the_deadline(tmp_path: Path) -> None:
+    """The cheapest for its life takes 6 days to train; a larger one takes little more than a day."""
+    used = {"objective": "{target_loss: 2.4, deadline: 1.2 days}", "scaling": "{inference_tokens: 10T}"}
+    plan = planned(tmp_path, **used)
+    assert plan.estimates.train_s <= 1.2 * 86400
+    free = planned(tmp_path, **used | {"objective": "{target_loss: 2.4}"})
+    assert free.estimates.parameters < plan.estimates.parameters
+    assert free.estimates.train_s > 5 * 86400
+    with pytest.raises(
+        InfeasibleError, match=r"add devices \(2\.\d\d times as many"
+    ):  # of the least that any size takes
+        planned(tmp_path, **used | {"objective": "{target_loss: 2.4, deadline: 0.5 days}"})
+
+
+def test_the_limit_that_binds_is_named_with_what_inference_leaves_of_it(tmp_path: Path) -> None:
+    plan = planned(
+        tmp_path,
+        compute=f"{{{NODE}, budget: 1.2e21 FLOPs}}",
+        objective="{deadline: 3 days}",  # 1.1e21 FLOPs: fewer, but for training alone
+        scaling="{inference_tokens: 300B}",
+    )
+    text = plan.reasons["data.budget_tokens"].text
+    assert text.startswith("(1.2e+21 FLOPs - ")
+    total, inference, each = (
+        float(number) for number in re.findall(r"\d\.\d+e\+\d+", text)[:2] + re.findall(r"/ (\S+)", text)
+    )
+    assert (total - inference) / each == pytest.approx(plan.data.budget_tokens, rel=1e-3)
+
+
+def test_what_follows_from_pins_alone_has_no_band(tmp_path: Path) -> None:
+    by_size = planned(tmp_path, model="{family: llama2, size: 1B}", compute=f"{{{NODE}, budget: 1e20 FLOPs}}").estimates
+    by_tokens = planned(
+        tmp_path, data=f"{{{SOURCES}, tokens: 10B}}", compute=f"{{{NODE}, budget: 1e20 FLOPs}}"
+    ).estimates
+    by_memory = planned(tmp_path, compute=f"{{{NODE}, budget: 1e22 FLOPs}}", scaling="{serving_memory: 4 GB}").estimates
+    for estimates in (by_size, by_tokens, by_memory):
+        assert (estimates.parameters_80.high, estimates.tokens_80.high) == (0.0, 0.0)
+        assert estimates.loss_80.low < estimates.predicted_loss < estimates.loss_80.high
+
+
+def test_a_frontier_answers_what_takes_no_loss(tmp_path: Path) -> None:
+    """With size or tokens pinned, a budget leaves nothing for a law to weigh against inference."""
+    asked = {"compute": f"{{{NODE}, budget: 1e22 FLOPs}}", "scaling": "{law: porian2024, inference_tokens: 300B}"}
+    by_size = planned(tmp_path, model="{family: llama2, size: 1B}", **asked)
+    spent = by_size.estimates.model_flops_per_step * by_size.training.steps + by_size.estimates.inference_flops
+    assert spent == pytest.approx(1e22, rel=1e-2)
+    by_tokens = planned(tmp_path, data=f"{{{SOURCES}, tokens: 200B}}", **asked)
+    spent = by_tokens.estimates.model_flops_per_step * by_tokens.training.steps + by_tokens.estimates.inference_flops
+    assert spent == pytest.approx(1e22, rel=0.1)
+    with pytest.raises(InfeasibleError, match="no loss that could be weighed against inference tokens"):
+        planned(tmp_path, **asked)
+
+
 def test_unique_tokens_are_counted_in_epochs(tmp_path: Path) -> None:
     plan = planned(tmp_path, compute=f"{{{NODE}, budget: 1e21 FLOPs}}", data=f"{{{SOURCES}, unique_tokens: 8B}}")
     assert plan.estimates.law == "muennighoff2023"
@@ -277,6 +359,22 @@ def test_a_mixture_of_experts_is_sized_by_its_own_law(tmp_path: Path) -> None:
     assert tight.shape.num_experts < wide.shape.num_experts
     assert wide.estimates.predicted_loss < tight.estimates.predicted_loss
     assert "least loss within scaling.serving_memory by number of experts" in wide.reasons["shape.num_experts"].text
+    reach = {"data": f"{{{SOURCES}, tokens: 100B}}", "objective": "{target_loss: 2.5}"}
+    wide, tight = (
+        planned(tmp_path, model=asked["model"], **reach, scaling=f"{{serving_memory: {memory} GB}}")
+        for memory in (8, 4)
+    )
+    assert tight.shape.num_experts < wide.shape.num_experts, "the cheapest of those that the memory holds"
+    assert 2 * tight.estimates.parameters <= 4e9
+    assert not any("experts for each" in warning for warning in wide.estimates.warnings)
+    many = planned(
+        tmp_path,
+        model="{family: mixtral, context_length: 4096, num_experts: 128}",
+        compute="{device: h100, nodes: 32, devices_per_node: 8, budget: 1e21 FLOPs}",
+    )
+    assert any(
+        "at most 32 experts for each that a token uses; 64 are outside" in text for text in many.estimates.warnings
+    )
     pinned = planned(tmp_path, **asked | {"model": "{family: mixtral, context_length: 4096, num_experts: 16}"})
     assert pinned.shape.num_experts == 16
     assert pinned.reasons["shape.num_experts"].kind == "pinned"
@@ -296,7 +394,7 @@ def test_a_mixture_of_experts_is_sized_by_its_own_law(tmp_path: Path) -> None:
             {"objective": "{target_loss: 2.0}", "model": "{family: llama2, size: 1B}"},
             [
                 "objective.target_loss: 2 cannot be reached with",
-                "on any number of tokens: epoch2024 leaves 2.17",
+                "on any number of tokens: epoch2024 leaves 2.183",
                 "model.size",
             ],
         ),
@@ -319,6 +417,23 @@ def test_a_mixture_of_experts_is_sized_by_its_own_law(tmp_path: Path) -> None:
         (
             {"objective": "{target_loss: 2.4}", "scaling": "{law: llama3}"},
             ["objective.target_loss: llama3 says which size is best for a budget, and no loss", "epoch2024"],
+        ),
+        (
+            {
+                "model": "{family: mixtral}",
+                "objective": "{target_loss: 2.2}",
+                "data": f"{{{SOURCES}, tokens: 100B}}",
+                "scaling": "{serving_memory: 2 GB}",
+            },
+            [
+                "objective.target_loss: 2.2 cannot be reached with 1e+11 tokens on at most 1e+09 parameters: ludziejewski2025",
+                "leaves 2.4",
+                "data.tokens or scaling.serving_memory",
+            ],
+        ),
+        (
+            {"objective": "{deadline: 2 days}", "data": f"{{{SOURCES}, tokens: 300T}}"},
+            ["data.tokens: no llama2 shape", "the size was chosen: 2 days on 8 x h100", "/ 3e+14 tokens"],
         ),
         (
             {"compute": f"{{{NODE}, budget: 1 FLOP}}"},

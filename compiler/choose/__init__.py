@@ -1,7 +1,8 @@
 """ResolvedSpec -> Plan: enumerate candidates, drop illegal ones, estimate, rank, take the first.
 
 A limit in time or money buys FLOPs by the utilisation of the layout that is chosen, the layout depends on the shape, and
-the shape on the FLOPs. `choose_plan` shows that loop; it ends when shape and steps repeat.
+the shape on the FLOPs. `choose_plan` shows that loop; it ends when shape and steps repeat. Where they never do, since a longer
+run takes a larger batch and with it another utilisation, it ends at the most that keeps the limits.
 """
 
 import math
@@ -28,8 +29,10 @@ from trainwright.compiler.resolve import ResolvedSpec
 # Of the peak, before the first layout is known.
 FIRST_UTILISATION = 0.4
 FREEZE_SHAPE_AFTER = 10  # rounds: two shapes that lead to each other would alternate for ever
+BISECT_AFTER = 15  # rounds: with the shape frozen the batch may still alternate, and utilisation with it
+CLOSE = 1.002  # times apart: a FLOP/s that keeps the limits, and one that does not
 ROUNDS = 40
-SHRINK = 0.97  # of what a limit seems to buy, while the shape for it still takes more
+SHRINK = 0.97  # of the size, or the FLOP/s, while it still takes more than a limit allows
 SIZE_PINS = ("model.size", "data.tokens", "objective.target_loss", "compute.budget", "objective.deadline")
 LAYOUT_PINS = tuple(f"layout.{name}" for name in ("tensor", "pipeline", "data", "micro_batch", "recompute"))
 
@@ -40,25 +43,28 @@ def choose_plan(spec: ResolvedSpec) -> Plan:
     peak = spec.compute.device.peak_flops_per_s[_precision(spec)]
     flops_per_s = FIRST_UTILISATION * peak * spec.compute.devices
     chosen = _choose(spec, variants, flops_per_s, ())
-    rounds = [_round(flops_per_s, chosen)]
+    tried = [(flops_per_s, chosen)]
     while depends_on_layout(spec):
-        if len(rounds) > ROUNDS:
+        if len(tried) > ROUNDS:
             unsettled = f"budget and layout did not settle in {ROUNDS} rounds; this is the last"
             chosen = replace(chosen, warnings=(*chosen.warnings, unsettled))
             break
-        frozen = (chosen.shape,) if len(rounds) > FREEZE_SHAPE_AFTER else ()
-        previous, flops_per_s = chosen, chosen.flops_per_s
+        frozen = (chosen.shape,) if len(tried) > FREEZE_SHAPE_AFTER else ()
+        bisects = len(tried) > BISECT_AFTER
+        previous, flops_per_s = chosen, _between(spec, tried) if bisects else chosen.flops_per_s
+        settled = bisects and any(rate == flops_per_s for rate, _ in tried)
         chosen = _choose(spec, variants, flops_per_s, frozen)
-        rounds.append(_round(flops_per_s, chosen))
-        if chosen.same(previous):
+        tried.append((flops_per_s, chosen))
+        if settled or (chosen.same(previous) and not bisects):
             break
     # With the tokens pinned the size answers for the limits, and shapes come in steps: take the first that they allow.
+    share = 1.0
     while _shrinks(spec) and exceeded(spec, chosen.need):
-        flops_per_s *= SHRINK
-        chosen = _choose(spec, variants, flops_per_s, ())
-        rounds.append(_round(flops_per_s, chosen))
+        share *= SHRINK
+        chosen = _choose(spec, variants, flops_per_s, (), share)
+        tried.append((flops_per_s, chosen))
     require_limits(spec, chosen.need)
-    plan = assemble_plan(spec, chosen, tuple(rounds))
+    plan = assemble_plan(spec, chosen, tuple(_round(rate, one) for rate, one in tried))
     violations = check_plan(plan)
     if violations:
         raise IllegalPlanError("the plan breaks rules of legality:\n" + "\n".join(f"  {line}" for line in violations))
@@ -66,13 +72,14 @@ def choose_plan(spec: ResolvedSpec) -> Plan:
 
 
 def _choose(
-    spec: ResolvedSpec, variants: tuple[Variant, ...], flops_per_s: float, frozen: tuple[Shape, ...]
+    spec: ResolvedSpec, variants: tuple[Variant, ...], flops_per_s: float, frozen: tuple[Shape, ...], share: float = 1.0
 ) -> Candidate:
+    """One round. `frozen` replaces the shape; `share`: of the parameters wanted that the shape is to have."""
     ledger, context = Ledger(spec.pins), _context_length(spec)
     custom = f"{spec.model.family.name}'s main pretraining: {spec.model.family.source}"
     ledger.note("training.context_length", context, "fact", custom, pin="model.context_length")
     sizing = _sizing(spec, variants, flops_per_s)
-    shape = _shape(spec, ledger, sizing, context, frozen)
+    shape = _shape(spec, ledger, sizing, context, frozen, share)
     parameters = count_parameters(shape, context)
     require_served(spec, parameters)
     answer = choose_token_budget(spec, sizing.variant, shape, parameters, context, flops_per_s)
@@ -113,6 +120,17 @@ def _choose(
     )
 
 
+def _between(spec: ResolvedSpec, tried: list[tuple[float, Candidate]]) -> float:
+    """FLOP/s to assume where none gives itself back: between the most with which the limits were kept and the least above it with
+    which they were not; the former once they are close, and below all of them while none kept the limits."""
+    over = [rate for rate, one in tried if exceeded(spec, one.need)]
+    kept = max((rate for rate, one in tried if not exceeded(spec, one.need)), default=0.0)
+    above = min((rate for rate in over if rate > kept), default=kept)
+    if not kept:
+        return SHRINK * above
+    return math.sqrt(kept * above) if above > CLOSE * kept else kept
+
+
 def _round(flops_per_s: float, chosen: Candidate) -> Round:
     return Round(
         flops_per_s=round_leaf(flops_per_s),
@@ -129,16 +147,19 @@ def _sizing(spec: ResolvedSpec, variants: tuple[Variant, ...], flops_per_s: floa
     return choose_size(spec, variants, flops_per_s)
 
 
-def _shape(spec: ResolvedSpec, ledger: Ledger, sizing: Sizing, context: int, frozen: tuple[Shape, ...]) -> Shape:
+def _shape(
+    spec: ResolvedSpec, ledger: Ledger, sizing: Sizing, context: int, frozen: tuple[Shape, ...], share: float
+) -> Shape:
     family, vocab_size, wanted = sizing.variant.family, _vocab_size(spec), ""
     if spec.model.shape:
         choice = pinned_shape(family, spec.model.shape[0], vocab_size, context)
     else:
         size = sizing.parameters
         try:
-            choice = choose_shape_within(family, size.value, vocab_size, context, most_parameters(spec))
+            choice = choose_shape_within(family, share * size.value, vocab_size, context, most_parameters(spec))
         except InfeasibleError as error:
-            raise InfeasibleError(f"{place(spec, *SIZE_PINS)}: {error}") from error
+            why = "" if size.kind == "pinned" else f"\nthe size was chosen: {size.text}; model.size states it"
+            raise InfeasibleError(f"{place(spec, *SIZE_PINS)}: {error}{why}") from error
         wanted = f"; {size.value:,.0f} parameters wanted: {size.text}"
     for path, reason in choice.reasons.items():
         name = path.removeprefix("shape.")

@@ -13,7 +13,8 @@ NONE = Interval(0.0, 0.0)
 
 
 def band_of_answer(law: Law, sizes: Sizes, question: Question) -> tuple[Interval, Interval]:
-    """80 % bands of (total parameters, tokens) that the law's data leave open; NONE for what is pinned and without draws.
+    """80 % bands of (total parameters, tokens) that the law's data leave open; NONE without draws, for what is pinned, and for
+    what follows from the pins and a limit, whatever the law.
 
     It holds the scatter of the runs that the law was fitted on, and not whether the law is the right one.
     """
@@ -35,7 +36,7 @@ def band_of_loss(law: Law, counted: float, tokens: float) -> Interval:
 
 def _interval(values: Floats) -> Interval:
     known = values[np.isfinite(values)]
-    if not len(known):
+    if not len(known) or known.max() <= known.min() * (1 + 1e-9):
         return NONE
     low, high = np.percentile(known, SHARES)
     return Interval(round_leaf(float(low)), round_leaf(float(high)))

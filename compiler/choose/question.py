@@ -28,6 +28,7 @@ from trainwright.compiler.laws.law import Law
 from trainwright.compiler.laws.search import balanced_parameters, balanced_tokens, least, root
 
 FORWARD_SHARE = 1 / 3  # of the training FLOPs a token: the backward pass has twice the forward's
+ROOM = 0.97  # of a limit on training, for a size that is trained longer than it must to be used for less: shapes come in steps
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,9 @@ def needs_loss(question: Question) -> str:
     """The word for what a law without a loss to minimise cannot answer; "" for a question that every law answers."""
     if question.target_loss:
         return "target loss"
-    if question.inference_tokens and not (question.parameters and question.tokens):
+    settled = question.parameters and question.tokens
+    bought = question.limited and (question.parameters or question.tokens)
+    if question.inference_tokens and not (settled or bought):
         return "inference tokens"
     return ""
 
@@ -110,7 +113,10 @@ def _total(law: Law, sizes: Sizes, question: Question) -> Floats:
     counted = sizes.counted(counts)[rows, None]
     if question.target_loss:
         tokens = law.tokens_for_loss(question.target_loss, counted)
-        return least(total, each * (tokens + FORWARD_SHARE * question.inference_tokens))
+        training, cost = each * tokens, each * (tokens + FORWARD_SHARE * question.inference_tokens)
+        # Where no size keeps the limit, the one that is nearest to it says by how much.
+        kept = training <= ROOM * question.training_flops
+        return least(total, np.where(kept.any(axis=0), np.where(kept, cost, np.inf), training))
     affordable = affordable_tokens(question, each)
     if question.tokens or not law.minimises:
         wanted = np.asarray(question.tokens) if question.tokens else law.tokens_for(counted)

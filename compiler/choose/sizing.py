@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from trainwright.compiler.choose.limits import limits_of, place
+from trainwright.compiler.choose.limits import Limit, limits_of, place
 from trainwright.compiler.choose.question import FORWARD_SHARE, Question, answer, life_flops, needs_loss
 from trainwright.compiler.choose.sizes import LARGEST, SMALLEST
 from trainwright.compiler.choose.variants import SERVED_BYTES, Variant, most_parameters, sizes_of
@@ -66,7 +66,7 @@ def choose_size(spec: ResolvedSpec, variants: tuple[Variant, ...], flops_per_s: 
     _require_answerable(spec, law, question)
     found = [one for variant in variants if (one := _found(variant, question)) is not None]
     if not found:
-        raise InfeasibleError(_explain_unreachable(spec, law, question, flops_per_s))
+        raise InfeasibleError(_explain_unreachable(spec, variants, question, flops_per_s))
     best = min(found, key=lambda one: one.merit)
     variant, total, tokens = best.variant, best.total, best.tokens
     if not SMALLEST * 1.02 < total < LARGEST / 1.02:
@@ -87,7 +87,7 @@ def choose_token_budget(
     _require_answerable(spec, law, question)
     tokens = float(answer(law, sizes, question)[1][0])
     if not tokens > 0:
-        raise InfeasibleError(_explain_unreachable(spec, law, question, flops_per_s))
+        raise InfeasibleError(_explain_unreachable(spec, (replace(variant, sizes=sizes),), question, flops_per_s))
     each, name = float(sizes.flops_per_token[0]), law.facts.name
     if question.tokens:
         return Answer(tokens, "pinned", "data.tokens")
@@ -118,6 +118,8 @@ def _found(variant: Variant, question: Question) -> _Found | None:
     total, tokens = answer(variant.law, variant.sizes, question)
     if not (total[0] > 0 and tokens[0] > 0):  # nan: nothing answers
         return None
+    if total[0] > question.most_parameters:  # the loss on these tokens takes more than the memory for serving holds
+        return None
     if question.limited and not question.target_loss and variant.law.minimises:
         counted = variant.sizes.at(variant.sizes.counted(variant.law.facts.counts), total)
         merit = variant.law.loss(counted, tokens)
@@ -128,10 +130,14 @@ def _found(variant: Variant, question: Question) -> _Found | None:
 
 def _describe_limits(spec: ResolvedSpec, question: Question, each: float, flops_per_s: float) -> str:
     """The limit that binds, and what inference takes of it."""
-    limit = min(limits_of(spec), key=lambda one: one.flops(spec.compute, flops_per_s))
+    inference = FORWARD_SHARE * each * question.inference_tokens
+
+    def left(limit: Limit) -> float:
+        return limit.flops(spec.compute, flops_per_s) - (inference if limit.counts_inference else 0.0)
+
+    limit = min(limits_of(spec), key=left)
     text = limit.describe(spec.compute, flops_per_s)
-    if question.inference_tokens and limit.counts_inference:
-        inference = FORWARD_SHARE * each * question.inference_tokens
+    if inference and limit.counts_inference:
         return f"({text} - {inference:.4g} of {question.inference_tokens:.4g} inference tokens)"
     return text
 
@@ -149,13 +155,13 @@ def _why_size(spec: ResolvedSpec, law: Law, question: Question, tokens: float, f
     limits = " and ".join(limit.describe(spec.compute, flops_per_s) for limit in limits_of(spec))
     if question.tokens and question.limited:
         return "derived", f"{limits} / {question.tokens:.4g} tokens{inference}"
-    if question.tokens:
-        return "law", f"{name}: best size for {question.tokens:.4g} tokens{inference}"
     served = (
         f", at most {question.most_parameters:.4g} parameters ({SERVED_BYTES} bytes each) in scaling.serving_memory"
         if math.isfinite(question.most_parameters)
         else ""
     )
+    if question.tokens:
+        return "law", f"{name}: best size for {question.tokens:.4g} tokens{inference}{served}"
     return "law", f"{name}: best size for {limits}{inference}{served}"
 
 
@@ -181,8 +187,10 @@ def _require_answerable(spec: ResolvedSpec, law: Law, question: Question) -> Non
     )
 
 
-def _explain_unreachable(spec: ResolvedSpec, law: Law, question: Question, flops_per_s: float) -> str:
-    target = question.target_loss
+def _explain_unreachable(
+    spec: ResolvedSpec, variants: tuple[Variant, ...], question: Question, flops_per_s: float
+) -> str:
+    target, law = question.target_loss, variants[0].law
     if not target and not question.inference_tokens:
         return _explain_absurd(spec, question, SMALLEST, flops_per_s)
     if not target:
@@ -197,10 +205,13 @@ def _explain_unreachable(spec: ResolvedSpec, law: Law, question: Question, flops
             f"{where}: {target:g} is not above {least:.4g}, the irreducible loss of {law.facts.name} ({law.facts.loss_unit}): no"
             f" model on any number of tokens reaches it; raise it by more than {least - target:.4g}, or take the law of your data"
         )
-    most = min(question.most_parameters, LARGEST)  # total: what the law counts is at most that
+    most = min(question.most_parameters, LARGEST)
     endless = "any number of parameters"
     if question.parameters:
         pinned, endless, lever = f"{question.parameters:,.0f} parameters", "any number of tokens", "model.size"
+    elif question.tokens and math.isfinite(question.most_parameters):
+        pinned, endless = f"{question.tokens:.4g} tokens", f"at most {most:.4g} parameters"
+        lever = "data.tokens or scaling.serving_memory"
     elif question.tokens:
         pinned, lever = f"{question.tokens:.4g} tokens", "data.tokens"
     elif math.isinf(question.most_parameters) and math.isfinite(spec.data.unique_tokens):
@@ -209,7 +220,10 @@ def _explain_unreachable(spec: ResolvedSpec, law: Law, question: Question, flops
     else:
         pinned, endless = f"{most:.4g} parameters", "any number of tokens"
         lever = "scaling.serving_memory" if math.isfinite(question.most_parameters) else "take the law of your data"
-    floor = float(law.loss(np.float64(question.parameters or most), np.float64(question.tokens or ENDLESS)))
+    total, tokens = np.array([question.parameters or most]), np.array([question.tokens or ENDLESS])
+    floor = min(
+        float(one.law.loss(one.sizes.at(one.sizes.counted(one.law.facts.counts), total), tokens)[0]) for one in variants
+    )
     return (
         f"{where}: {target:g} cannot be reached with {pinned} on {endless}: {law.facts.name} leaves {floor:.4g};"
         f" raise the target above that, or {lever}"

@@ -2,7 +2,7 @@
 
 import math
 
-from trainwright.compiler.choose.variants import Variant
+from trainwright.compiler.choose.variants import EXPANSIONS, Variant
 from trainwright.compiler.estimate.flops import model_flops_per_token
 from trainwright.compiler.estimate.params import count_as
 from trainwright.compiler.laws.experts import ExpertsLaw
@@ -26,6 +26,11 @@ def list_warnings(spec: ResolvedSpec, variant: Variant, shape: Shape, tokens: in
         warnings.append(
             f"{law.facts.name} was fitted on experts of which a token uses one; {shape.num_experts} of which it uses"
             f" {shape.experts_per_token} are taken for {ratio:g}"
+        )
+    if isinstance(law, ExpertsLaw) and law.experts > EXPANSIONS[-1]:
+        warnings.append(
+            f"{law.facts.name} was fitted on at most {EXPANSIONS[-1]} experts for each that a token uses; {law.experts:g} are"
+            " outside: what it says there is a guess"
         )
     unique = spec.data.unique_tokens
     if math.isfinite(unique) and tokens > unique:
