@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import signal
 import re
 import select
 import subprocess
@@ -276,6 +277,7 @@ class Terminal:
         self._pid, self._file = pty.fork()
         if self._pid == 0:
             os.environ["TERM"] = "xterm"
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests that run in the background inherit that it is ignored
             os.execv(str(command[0]), [str(word) for word in command])
 
     def type(self, text: str) -> None:
