@@ -3,9 +3,9 @@
 import json
 import os
 import pty
-import signal
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
