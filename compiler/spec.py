@@ -255,8 +255,7 @@ class ScalingSpec(Section):
     )
     learning_rate: RateLaw | None = Field(
         default=None,
-        description="law of the peak learning rate; mup: transferred from the run in scaling.mup; absent: step_law, of a mixture"
-        " of experts ludziejewski2025",
+        description="law of the peak learning rate; mup: transferred from the run in scaling.mup; absent: step_law",
     )
     batch: Literal["step_law", "deepseek_llm", "porian2024", "kaplan2020"] | None = Field(
         default=None,

@@ -31,6 +31,7 @@ from trainwright.compiler.resolve import MupBase, ResolvedScaling
 from trainwright.compiler.units import format_quantity
 
 MUP = "mup"
+DEFAULT_LAW = "step_law"  # of five laws the least regret on 17 grids of runs, its own (benchmarks/rates.py)
 WEIGHT_DECAY_LAW, CRITICAL_BATCH_LAW = "power_lines2025", "kaplan2020"
 # Nearly every published run has a weight decay of 0.1; the law may move it to a third or to three times that, no further: its
 # timescale was fitted with muP and a linear decay to 0, up to 3.3B parameters.
@@ -67,17 +68,17 @@ class BatchPrice:
     own_tokens: float  # the batch that the law would choose, tokens a step
     critical_tokens: float  # tokens a step at which twice the least number of tokens is needed
     overhead: float  # extra tokens for the same loss, a fraction; 0.0 where the batch is the law's own, rounded
+    guessed: bool  # the critical batch is outside the range of the law that states it
 
 
-def choose_laws(scaling: ResolvedScaling, shape: Shape) -> Laws:
-    """The laws that a spec names; else Step Law, of a mixture of experts Ludziejewski's for the rate.
+def choose_laws(scaling: ResolvedScaling) -> Laws:
+    """The laws that a spec names; else Step Law, with N what a token uses.
 
     A batch law that is not named is the learning rate's where that has one: a law's rate is for its own batch.
     """
-    default = "ludziejewski2025" if shape.num_experts else "step_law"
-    rate = find_hyperparameter_law(default if scaling.learning_rate in ("", MUP) else scaling.learning_rate)
+    rate = find_hyperparameter_law(DEFAULT_LAW if scaling.learning_rate in ("", MUP) else scaling.learning_rate)
     follows = scaling.learning_rate if rate.batch is not None and scaling.learning_rate != MUP else ""
-    batch = find_hyperparameter_law(scaling.batch or follows or "step_law")
+    batch = find_hyperparameter_law(scaling.batch or follows or DEFAULT_LAW)
     return Laws(rate, batch, scaling.mup if scaling.learning_rate == MUP else ())
 
 
@@ -160,12 +161,15 @@ def suggest_weight_decay(run: Run, batch_tokens: float, learning_rate: float) ->
 def price_batch(scaling: ResolvedScaling, shape: Shape, training: Training) -> BatchPrice:
     """What the global batch costs beside the law's own, by kaplan2020's critical batch."""
     run = describe_run(shape, training.context_length, training.steps * training.tokens_per_step)
-    law = choose_laws(scaling, shape).batch
+    law = choose_laws(scaling).batch
+    if law.name == CRITICAL_BATCH_LAW:  # it is no best batch, but the one that costs twice the least tokens
+        law = find_hyperparameter_law(DEFAULT_LAW)
     own = suggest_batch_tokens(law, run).value
     critical = float(law_batch(find_hyperparameter_law(CRITICAL_BATCH_LAW), run))
     rounded = abs(training.tokens_per_step / own - 1) <= TOLERANCE
     overhead = 0.0 if rounded else float(batch_overhead(training.tokens_per_step, own, critical))
-    return BatchPrice(law.name, own, critical, overhead)
+    guessed = bool(_outside(find_hyperparameter_law(CRITICAL_BATCH_LAW), run))
+    return BatchPrice(law.name, own, critical, overhead, guessed)
 
 
 def warn_of_batch(batch: BatchPrice, tokens_per_step: int, device_hours: float, cost_usd: float) -> list[str]:
@@ -174,11 +178,13 @@ def warn_of_batch(batch: BatchPrice, tokens_per_step: int, device_hours: float, 
         return []
     hours = format_quantity("device_hours", batch.overhead * device_hours)
     paid = f", {format_quantity('money', batch.overhead * cost_usd)}" if cost_usd else ""
+    guess = ", outside its range" if batch.guessed else ""
     batch_size, own, critical = (f"{size:,.0f}" for size in (tokens_per_step, batch.own_tokens, batch.critical_tokens))
     text = (
         f"the batch of {batch_size} tokens is above the {own} of {batch.law}: for the same loss it needs "
         f"(1 + {batch_size} / {critical}) / (1 + {own} / {critical}) - 1 = {batch.overhead:.1%} more tokens (McCandlish et al. "
-        f"2018; {critical} is {CRITICAL_BATCH_LAW}'s critical batch), worth {hours}{paid}"
+        f"2018; {critical} is {CRITICAL_BATCH_LAW}'s critical batch{guess}), worth {hours}{paid}; "
+        "the predicted loss leaves it out"
     )
     return [text]
 

@@ -43,7 +43,7 @@ def choose_training(
 
     Raises IllegalPlanError for a warm-up, or a warm-up and a decay, that leave nothing of the run; for a floor above the peak.
     """
-    given, laws, run = spec.training, choose_laws(spec.scaling, shape), describe_run(shape, context, tokens)
+    given, laws, run = spec.training, choose_laws(spec.scaling), describe_run(shape, context, tokens)
     global_batch = _global_batch(spec, ledger, laws, run, shape, context)
     tokens_per_step = ledger.note(
         "training.tokens_per_step", global_batch * context, "derived", f"{global_batch} sequences x {context} tokens"
