@@ -83,6 +83,9 @@ COUNTS = (
 )
 
 
+FITTED = ("fitted_parameters", "fitted_tokens", "fitted_flops", "fitted_tokens_per_parameter")
+
+
 @dataclass(frozen=True)
 class LawFacts:
     """A scaling law as published, or as `trainwright fit` wrote it; ranges are (lowest, highest) fitted."""
@@ -97,7 +100,7 @@ class LawFacts:
     fitted_parameters: tuple[float, float]
     fitted_tokens: tuple[float, float]
     fitted_flops: tuple[float, float]
-    most_tokens_per_parameter: float  # infinite: not stated
+    fitted_tokens_per_parameter: tuple[float, float]
     draws: Mapping[str, tuple[float, ...]]  # constants of bootstrap draws, in one order; empty: none
 
 
@@ -190,10 +193,7 @@ def load_law_facts() -> Mapping[str, LawFacts]:
 
 def make_law_facts(name: str, raw: Mapping[str, Any], draws: Mapping[str, tuple[float, ...]]) -> LawFacts:
     """A law from plain data; a range that the source does not give is unlimited."""
-    limits = {
-        key: tuple(float(bound) for bound in raw.get(key, (0.0, math.inf)))
-        for key in ("fitted_parameters", "fitted_tokens", "fitted_flops")
-    }
+    limits = {key: tuple(float(bound) for bound in raw.get(key, (0.0, math.inf))) for key in FITTED}
     return LawFacts(
         name=name,
         form=raw["form"],
@@ -202,7 +202,6 @@ def make_law_facts(name: str, raw: Mapping[str, Any], draws: Mapping[str, tuple[
         flops=raw["flops"],
         loss_unit=" ".join(raw.get("loss_unit", "").split()),
         constants=MappingProxyType({key: float(value) for key, value in raw["constants"].items()}),
-        most_tokens_per_parameter=float(raw.get("most_tokens_per_parameter", math.inf)),
         draws=MappingProxyType(dict(draws)),
         **limits,  # type: ignore[arg-type] # two bounds each
     )

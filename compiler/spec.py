@@ -251,7 +251,8 @@ class ScalingSpec(Section):
     )
     serving_memory: Memory | None = Field(
         default=None,
-        description="memory that the weights of a mixture of experts may take where it is served (bytes, bf16); absent: no limit",
+        description="memory that the weights may take where the model is served (bytes; bf16, 2 a parameter); of a mixture the"
+        " number of experts follows too; absent: no limit",
     )
     learning_rate: RateLaw | None = Field(
         default=None,

@@ -306,9 +306,9 @@ def test_bootstrap_draws_surround_the_law() -> None:
         (1e9, 2e10, 1.2e20, []),
         (9e6, 1e9, 5.4e16, ["1.05e+07 to 6.9e+09 parameters; 9e+06 is outside"]),
         (7e9, 1.4e11, 5.9e21, ["1.05e+07 to 6.9e+09 parameters; 7e+09 is outside"]),
-        (2e7, 5e7, 6e15, ["5.2e+07 to 9.3e+11 tokens; 5e+07 is outside"]),
+        (2e7, 5e7, 6e15, ["5.2e+07 to 9.3e+11 tokens; 5e+07 is outside", "20 to 640 tokens a parameter; here are 2.5"]),
         (6e9, 1e12, 3.6e22, ["5.2e+07 to 9.3e+11 tokens; 1e+12 is outside"]),
-        (1e8, 7e10, 4.2e19, ["at most 640 tokens a parameter; here are 700"]),
+        (1e8, 7e10, 4.2e19, ["20 to 640 tokens a parameter; here are 700"]),
         (6e9, 9e11, 2.5e23, ["up to 8e+21 FLOPs; 2.5e+23 are more than 30 times as many, where frontiers bend"]),
         (1e8, 1e12, 6e24, ["tokens; 1e+12", "a parameter; here are 1e+04", "FLOPs; 6e+24"]),
     ],
@@ -326,7 +326,7 @@ def test_a_law_warns_outside_what_it_was_fitted_on(
 def test_the_default_warns_of_models_trained_longer_than_its_runs() -> None:
     """Size and tokens apart are within what it was fitted on."""
     warnings = find_law("epoch2024").extrapolations(6e7, 3.1e11, 1.2e20)
-    assert warnings == ["epoch2024 was fitted on at most 341 tokens a parameter; here are 5167"]
+    assert warnings == ["epoch2024 was fitted on 0.456 to 341 tokens a parameter; here are 5167"]
     assert find_law("epoch2024").extrapolations(6e7, 6e7 * 340, 7.4e18) == []
 
 
@@ -343,7 +343,8 @@ def test_the_default_was_fitted_on_what_its_data_hold(reference: Path) -> None:
         (flops, facts.fitted_flops),
     ):
         assert limits == pytest.approx((column.min(), column.max()), rel=0.01)
-    assert facts.most_tokens_per_parameter == pytest.approx((tokens / sizes).max(), rel=0.001)
+    ratio = tokens / sizes
+    assert facts.fitted_tokens_per_parameter == pytest.approx((ratio.min(), ratio.max()), rel=0.001)
 
 
 @every_law
@@ -367,7 +368,7 @@ constants: {A: 406.4, B: 410.7, E: 1.69, alpha: 0.34, beta: 0.28}
 fitted_parameters: [1.0e+8, 1.0e+10]
 fitted_tokens: [1.0e+9, 1.0e+11]
 fitted_flops: [1.0e+18, 1.0e+21]
-most_tokens_per_parameter: 100
+fitted_tokens_per_parameter: [1, 100]
 draws: {A: [400.0, 410.0], B: [410.0, 411.0], E: [1.68, 1.7], alpha: [0.34, 0.34], beta: [0.28, 0.28]}
 """
 SPEC = """\
@@ -412,7 +413,7 @@ def test_a_law_file_holds_what_its_text_says(tmp_path: Path) -> None:
         fitted_parameters=(1e8, 1e10),
         fitted_tokens=(1e9, 1e11),
         fitted_flops=(1e18, 1e21),
-        most_tokens_per_parameter=100.0,
+        fitted_tokens_per_parameter=(1.0, 100.0),
         draws={
             "A": (400.0, 410.0),
             "B": (410.0, 411.0),
@@ -496,7 +497,7 @@ def test_a_law_file_that_is_not_there(trainwright: Called) -> None:
         ("[1.0e+8, 1.0e+10]", "[1.0e+10, 1.0e+8]", "fitted_parameters: [10000000000.0, 100000000.0] is no range"),
         ("[1.0e+8, 1.0e+10]", "1.0e+10", "fitted_parameters: 10000000000.0 is no range [lowest, highest]"),
         ("[1.0e+8, 1.0e+10]", "[1.0e+8, many]", "fitted_parameters: [100000000.0, 'many'] is no range"),
-        ("parameter: 100", "parameter: few", "most_tokens_per_parameter: 'few' is no number"),
+        ("[1, 100]", "few", "fitted_tokens_per_parameter: 'few' is no range"),
         ("[400.0, 410.0]", "[400.0]", "draws has columns of different lengths (1, 2, 2, 2, 2)"),
         ("[400.0, 410.0]", "[400.0, -410.0]", "draws holds something that is no list of numbers above 0"),
         ("[400.0, 410.0]", "400.0", "draws holds something that is no list of numbers above 0"),

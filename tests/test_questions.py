@@ -452,6 +452,13 @@ def test_a_mixture_of_experts_is_sized_by_its_own_law(tmp_path: Path) -> None:
             ["scaling.inference_tokens: 1e+15 inference tokens take the whole budget", "raise the budget"],
         ),
         (
+            {"model": "{family: llama2, size: 70B}", "data": f"{{{SOURCES}, unique_tokens: 100M}}"},
+            [
+                "data.unique_tokens: 68,976,648,192 parameters are the best size for no number of tokens",
+                "state data.tokens",
+            ],
+        ),
+        (
             {"model": "{family: llama2, size: 7B}", "scaling": "{serving_memory: 10 GB}"},
             ["scaling.serving_memory: 6,738,415,616 parameters x 2 bytes = 12.55 GiB", "serving_memory is 9.313 GiB"],
         ),

@@ -191,6 +191,12 @@ def _explain_unreachable(
     spec: ResolvedSpec, variants: tuple[Variant, ...], question: Question, flops_per_s: float
 ) -> str:
     target, law = question.target_loss, variants[0].law
+    if not target and not question.inference_tokens and question.parameters and not question.limited:
+        return (
+            f"{place(spec, 'data.unique_tokens', 'model.size')}: {question.parameters:,.0f} parameters are the best size for no"
+            f" number of tokens: {law.facts.name} finds a smaller one better however often so few are repeated; state"
+            " data.tokens, or lower model.size"
+        )
     if not target and not question.inference_tokens:
         return _explain_absurd(spec, question, SMALLEST, flops_per_s)
     if not target:

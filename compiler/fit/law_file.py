@@ -37,6 +37,7 @@ def law_of(fit: Fit, name: str, counts: str) -> dict[str, Any]:
         "fitted_parameters": _range(runs.params),
         "fitted_tokens": _range(runs.tokens),
         "fitted_flops": _range(runs.model_flops),
+        "fitted_tokens_per_parameter": _range(runs.tokens / runs.params),
         "draws": {key: [_rounded(value) for value in draws[key]] for key in CONSTANTS},
     }
 

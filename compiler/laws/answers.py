@@ -77,7 +77,7 @@ def beyond(row: Row) -> str:
     asked = {
         "N": (row.parameters, facts.fitted_parameters),
         "D": (row.tokens, facts.fitted_tokens),
-        "D / N": (row.tokens / row.parameters, (0.0, facts.most_tokens_per_parameter)),
+        "D / N": (row.tokens / row.parameters, facts.fitted_tokens_per_parameter),
         "C": (row.flops, facts.fitted_flops),
     }
     if all(limits == (0.0, np.inf) for _, limits in asked.values()):

@@ -187,7 +187,7 @@ def _law(facts: LawFacts) -> str:
             ("parameters", short, facts.fitted_parameters),
             ("tokens", short, facts.fitted_tokens),
             ("FLOPs", _flops, facts.fitted_flops),
-            ("tokens a parameter", "{:,.0f}".format, (0.0, facts.most_tokens_per_parameter)),
+            ("tokens a parameter", "{:,.3g}".format, facts.fitted_tokens_per_parameter),
         )
         if np.isfinite(high)
     ]

@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from trainwright.compiler.errors import FileError, SpecError
-from trainwright.compiler.facts import COUNTS, LawFacts, find_law_facts, make_law_facts
+from trainwright.compiler.facts import COUNTS, FITTED, LawFacts, find_law_facts, make_law_facts
 from trainwright.compiler.laws.additive import CONSTANTS, AdditiveLaw
 from trainwright.compiler.laws.experts import ExpertsLaw
 from trainwright.compiler.laws.frontier import FrontierLaw, KaplanLaw
@@ -25,8 +25,7 @@ FORMS: Mapping[str, Callable[[LawFacts], Law]] = {
 }
 EXPONENTS = (0.01, 10.0)  # of losses in text 0.05 to 0.6; far outside, sizes have no number
 _TEXTS = ("name", "form", "source", "counts", "flops", "loss_unit")
-_RANGES = ("fitted_parameters", "fitted_tokens", "fitted_flops")
-_KEYS = (*_TEXTS, *_RANGES, "constants", "draws", "most_tokens_per_parameter")
+_KEYS = (*_TEXTS, *FITTED, "constants", "draws")
 
 
 def find_law(name: str) -> Law:
@@ -78,12 +77,10 @@ def _number_problem(raw: Mapping[str, Any]) -> str:
     for name in ("alpha", "beta"):
         if not EXPONENTS[0] <= constants[name] <= EXPONENTS[1]:
             return f"constants.{name}: {constants[name]!r} is no exponent between {EXPONENTS[0]:g} and {EXPONENTS[1]:g}"
-    for name in _RANGES:
+    for name in FITTED:
         given = raw.get(name, [0.0, 1.0])
         if not isinstance(given, list) or len(given) != 2 or not all(map(_is_number, given)) or given[0] > given[1]:
             return f"{name}: {given!r} is no range [lowest, highest]"
-    if not _is_number(raw.get("most_tokens_per_parameter", 1.0)):
-        return f"most_tokens_per_parameter: {raw['most_tokens_per_parameter']!r} is no number"
     if not isinstance(draws, dict) or (draws and set(draws) != set(CONSTANTS)):
         return f"draws must hold {', '.join(CONSTANTS)}, each a list"
     lists = list(draws.values())

@@ -72,9 +72,10 @@ class Law(ABC):
             )
             if not low <= value <= high
         ]
-        ratio, most = tokens / parameters, facts.most_tokens_per_parameter
-        if facts.counts != "flops" and ratio > most:
-            warnings.append(f"{facts.name} was fitted on at most {most:g} tokens a parameter; here are {ratio:.4g}")
+        ratio, (fewest, most) = tokens / parameters, facts.fitted_tokens_per_parameter
+        if facts.counts != "flops" and not fewest <= ratio <= most:
+            span = f"{fewest:g} to {most:g}" if fewest else f"at most {most:g}"
+            warnings.append(f"{facts.name} was fitted on {span} tokens a parameter; here are {ratio:.4g}")
         if flops > FAR_COMPUTE * facts.fitted_flops[1]:
             warnings.append(
                 f"{facts.name} was fitted up to {facts.fitted_flops[1]:.3g} FLOPs; {flops:.3g} are more than {FAR_COMPUTE} times"
