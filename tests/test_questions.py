@@ -269,6 +269,16 @@ def test_a_target_loss_is_reached_by_the_cheapest_run(tmp_path: Path) -> None:
     assert by_tokens.estimates.parameters == pytest.approx(plan.estimates.parameters, rel=0.1)
 
 
+def test_a_target_near_the_irreducible_loss_is_not_sure_to_be_reached(tmp_path: Path) -> None:
+    asked = {"compute": "{device: h100, nodes: 128, devices_per_node: 8}", "model": "{family: llama2, size: 70B}"}
+    sure, unsure = (planned(tmp_path, **asked, objective=f"{{target_loss: {target}}}") for target in (1.99, 1.91))
+    assert not [warning for warning in sure.estimates.warnings if "refits" in warning]
+    assert sure.estimates.tokens_80.high > sure.data.budget_tokens
+    [warning] = [warning for warning in unsure.estimates.warnings if "refits" in warning]
+    assert "no run reaches a loss of 1.91" in warning
+    assert unsure.estimates.tokens_80.high == 0, "it has no upper end"
+
+
 def test_inference_tokens_shrink_the_model_and_share_the_budget(tmp_path: Path) -> None:
     plain = planned(tmp_path, compute=f"{{{NODE}, budget: 1e21 FLOPs}}")
     used = planned(tmp_path, compute=f"{{{NODE}, budget: 1e21 FLOPs}}", scaling="{inference_tokens: 50B}")

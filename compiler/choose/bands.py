@@ -34,9 +34,16 @@ def band_of_loss(law: Law, counted: float, tokens: float) -> Interval:
     return NONE if draws is None else _interval(draws.loss(np.array([counted]), np.array([tokens])))
 
 
+def share_without_answer(law: Law, sizes: Sizes, question: Question) -> float:
+    """The share of the draws that have no answer, such as those whose irreducible loss is above the target; 0.0 without draws."""
+    draws = law.draws()
+    return 0.0 if draws is None else float(np.isnan(answer(draws, sizes, question)[1]).mean())
+
+
 def _interval(values: Floats) -> Interval:
+    """NONE where so many draws have no answer that the upper end of the band lies among them."""
     known = values[np.isfinite(values)]
-    if not len(known) or known.max() <= known.min() * (1 + 1e-9):
+    if len(known) < SHARES[1] / 100 * len(values) or known.max() <= known.min() * (1 + 1e-9):
         return NONE
     low, high = np.percentile(known, SHARES)
     return Interval(round_leaf(float(low)), round_leaf(float(high)))

@@ -2,6 +2,8 @@
 
 import math
 
+from trainwright.compiler.choose.bands import share_without_answer
+from trainwright.compiler.choose.question import Question
 from trainwright.compiler.choose.variants import EXPANSIONS, Variant
 from trainwright.compiler.estimate.flops import model_flops_per_token
 from trainwright.compiler.estimate.params import count_as
@@ -12,6 +14,7 @@ from trainwright.compiler.resolve import ResolvedSpec
 
 # Epochs: up to 4 nearly as good as fresh tokens, from 40 on without effect (Muennighoff et al. 2023, arXiv 2305.16264).
 MANY_EPOCHS, MOST_EPOCHS = 4, 40
+RARELY = 0.05  # of the draws
 
 
 def list_warnings(spec: ResolvedSpec, variant: Variant, shape: Shape, tokens: int, context_length: int) -> list[str]:
@@ -36,6 +39,18 @@ def list_warnings(spec: ResolvedSpec, variant: Variant, shape: Shape, tokens: in
     if math.isfinite(unique) and tokens > unique:
         warnings += _repeats(tokens / unique, isinstance(law, RepeatedDataLaw), law.facts.name)
     return warnings
+
+
+def warn_of_target(variant: Variant, question: Question) -> list[str]:
+    """How sure it is that a target loss can be reached at all."""
+    if not question.target_loss:
+        return []
+    share = share_without_answer(variant.law, variant.sizes, question)
+    if share <= RARELY:
+        return []
+    name = variant.law.facts.name
+    text = f"in {share:.0%} of refits of {name} to resampled runs no run reaches a loss of {question.target_loss:g}: it is "
+    return [text + "close to the least that there is"]
 
 
 def _repeats(epochs: float, known: bool, name: str) -> list[str]:
