@@ -2,7 +2,7 @@
 
 Run:       torchrun --nnodes 32 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint "$HEAD:29500" --rdzv-conf join_timeout=86400,read_timeout=86400 05_pretrain.py
 Expected:  1.7 s a step (1.27 to 2.12), 9,663 tokens/s a device, 67.24 GiB of 79.1 GiB, 6.55 days, $84.51k
-Why:       trainwright explain; every literal below is a leaf of plan.json (run f809a709)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run ebb0c047)
 """
 
 import torch
@@ -15,7 +15,7 @@ from trainwright.runtime.stages import pretrain
 def main() -> None:
     pretrain.run(
         stage="pretrain",
-        run_id="f809a709",
+        run_id="ebb0c047",
         seed=1234,
         parallel=pretrain.Parallel(tensor=2, pipeline=1, data=128),
         model=TransformerConfig(
@@ -34,7 +34,7 @@ def main() -> None:
             add_qkv_bias=False,
             hidden_dropout=0.0,
             attention_dropout=0.0,
-            init_method_std=0.02,
+            init_method_std=0.0090211,
             tensor_model_parallel_size=2,
             pipeline_model_parallel_size=1,
             sequence_parallel=True,
@@ -70,7 +70,7 @@ def main() -> None:
             optimizer="adam",
             lr=0.0003,
             min_lr=3e-05,
-            weight_decay=0.1,
+            weight_decay=0.139829,
             adam_beta1=0.9,
             adam_beta2=0.95,
             adam_eps=1e-08,
@@ -80,7 +80,13 @@ def main() -> None:
             use_distributed_optimizer=True,
             overlap_param_gather=True,
         ),
-        schedule=pretrain.Schedule(kind="cosine", steps=333786, warmup_steps=2000),
+        schedule=pretrain.Schedule(
+            kind="cosine",
+            steps=333786,
+            warmup_steps=2000,
+            decay_steps=0,
+            decay_style="none",
+        ),
         data=pretrain.Data(
             inputs="tokenize",
             tokenizer="tokenizer",

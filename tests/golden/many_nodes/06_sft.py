@@ -2,7 +2,7 @@
 
 Run:       torchrun --nnodes 32 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint "$HEAD:29500" --rdzv-conf join_timeout=86400,read_timeout=86400 06_sft.py
 Leaves:    work/sft/checkpoints/, and the loss before and after in output/summary.json
-Why:       trainwright explain; every literal below is a leaf of plan.json (run 574086c7)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run a219cd4e)
 """
 
 import torch
@@ -15,7 +15,7 @@ from trainwright.runtime.stages import sft
 def main() -> None:
     sft.run(
         stage="sft",
-        run_id="574086c7",
+        run_id="a219cd4e",
         seed=1234,
         initial="pretrain",
         parallel=sft.Parallel(tensor=2, pipeline=1, data=128),
@@ -35,7 +35,7 @@ def main() -> None:
             add_qkv_bias=False,
             hidden_dropout=0.0,
             attention_dropout=0.0,
-            init_method_std=0.02,
+            init_method_std=0.0090211,
             tensor_model_parallel_size=2,
             pipeline_model_parallel_size=1,
             sequence_parallel=True,
@@ -70,7 +70,7 @@ def main() -> None:
         ),
         optimizer=OptimizerConfig(
             optimizer="adam",
-            lr=3e-05,
+            lr=5e-06,
             min_lr=0.0,
             weight_decay=0.0,
             adam_beta1=0.9,

@@ -2,7 +2,7 @@
 
 Run:       python 07_export.py
 Leaves:    work/export/output/model/
-Why:       trainwright explain; every literal below is a leaf of plan.json (run f809a709)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run ebb0c047)
 """
 
 import torch
@@ -30,7 +30,7 @@ def main() -> None:
             add_qkv_bias=False,
             hidden_dropout=0.0,
             attention_dropout=0.0,
-            init_method_std=0.02,
+            init_method_std=0.0090211,
             tensor_model_parallel_size=1,
             pipeline_model_parallel_size=1,
             sequence_parallel=False,

@@ -1,8 +1,8 @@
 """Pretrain one-node on 8 x h100-sxm-80gb (data 8).
 
 Run:       torchrun --standalone --nproc-per-node 8 05_pretrain.py
-Expected:  3.57 s a step (2.68 to 4.47), 27,506 tokens/s a device, 71.45 GiB of 79.1 GiB, 3 days, $1210
-Why:       trainwright explain; every literal below is a leaf of plan.json (run 511f104b)
+Expected:  3.7 s a step (2.77 to 4.62), 26,574 tokens/s a device, 73.77 GiB of 79.1 GiB, 3 days, $1210
+Why:       trainwright explain; every literal below is a leaf of plan.json (run 55be33a1)
 """
 
 import torch
@@ -15,13 +15,13 @@ from trainwright.runtime.stages import pretrain
 def main() -> None:
     pretrain.run(
         stage="pretrain",
-        run_id="511f104b",
+        run_id="55be33a1",
         seed=1234,
         parallel=pretrain.Parallel(tensor=1, pipeline=1, data=8),
         model=TransformerConfig(
-            num_layers=24,
+            num_layers=26,
             hidden_size=3072,
-            ffn_hidden_size=8704,
+            ffn_hidden_size=8192,
             num_attention_heads=24,
             num_query_groups=8,
             kv_channels=128,
@@ -34,7 +34,7 @@ def main() -> None:
             add_qkv_bias=False,
             hidden_dropout=0.0,
             attention_dropout=0.0,
-            init_method_std=0.02,
+            init_method_std=0.0104167,
             tensor_model_parallel_size=1,
             pipeline_model_parallel_size=1,
             sequence_parallel=False,
@@ -68,9 +68,9 @@ def main() -> None:
         ),
         optimizer=OptimizerConfig(
             optimizer="adam",
-            lr=0.000701301,
-            min_lr=7.01301e-05,
-            weight_decay=0.1,
+            lr=0.000683883,
+            min_lr=6.83883e-05,
+            weight_decay=0.089076,
             adam_beta1=0.9,
             adam_beta2=0.95,
             adam_eps=1e-08,
@@ -80,7 +80,13 @@ def main() -> None:
             use_distributed_optimizer=True,
             overlap_param_gather=True,
         ),
-        schedule=pretrain.Schedule(kind="cosine", steps=72526, warmup_steps=2000),
+        schedule=pretrain.Schedule(
+            kind="cosine",
+            steps=70067,
+            warmup_steps=2000,
+            decay_steps=0,
+            decay_style="none",
+        ),
         data=pretrain.Data(
             inputs="tokenize",
             tokenizer="tokenizer",
@@ -102,7 +108,7 @@ def main() -> None:
             baseline="none",
             sample_tokens=48,
         ),
-        checkpoint=pretrain.Checkpoint(every_steps=500, keep_last=3),
+        checkpoint=pretrain.Checkpoint(every_steps=200, keep_last=3),
     )
 
 

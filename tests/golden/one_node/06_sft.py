@@ -2,7 +2,7 @@
 
 Run:       torchrun --standalone --nproc-per-node 8 06_sft.py
 Leaves:    work/sft/checkpoints/, and the loss before and after in output/summary.json
-Why:       trainwright explain; every literal below is a leaf of plan.json (run 512bf3b5)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run a7936b06)
 """
 
 import torch
@@ -15,14 +15,14 @@ from trainwright.runtime.stages import sft
 def main() -> None:
     sft.run(
         stage="sft",
-        run_id="512bf3b5",
+        run_id="a7936b06",
         seed=1234,
         initial="pretrain",
         parallel=sft.Parallel(tensor=1, pipeline=1, data=8),
         model=TransformerConfig(
-            num_layers=24,
+            num_layers=26,
             hidden_size=3072,
-            ffn_hidden_size=8704,
+            ffn_hidden_size=8192,
             num_attention_heads=24,
             num_query_groups=8,
             kv_channels=128,
@@ -35,7 +35,7 @@ def main() -> None:
             add_qkv_bias=False,
             hidden_dropout=0.0,
             attention_dropout=0.0,
-            init_method_std=0.02,
+            init_method_std=0.0104167,
             tensor_model_parallel_size=1,
             pipeline_model_parallel_size=1,
             sequence_parallel=False,
@@ -70,7 +70,7 @@ def main() -> None:
         ),
         optimizer=OptimizerConfig(
             optimizer="adam",
-            lr=7.01301e-05,
+            lr=1.14334e-05,
             min_lr=0.0,
             weight_decay=0.0,
             adam_beta1=0.9,

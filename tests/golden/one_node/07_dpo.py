@@ -2,7 +2,7 @@
 
 Run:       torchrun --standalone --nproc-per-node 8 07_dpo.py
 Leaves:    work/dpo/checkpoints/, and the accuracy on pairs before and after in output/summary.json
-Why:       trainwright explain; every literal below is a leaf of plan.json (run 69cba301)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run fb0f7cc0)
 """
 
 import torch
@@ -15,14 +15,14 @@ from trainwright.runtime.stages import dpo
 def main() -> None:
     dpo.run(
         stage="dpo",
-        run_id="69cba301",
+        run_id="fb0f7cc0",
         seed=1234,
         initial="sft",
         parallel=dpo.Parallel(tensor=1, pipeline=1, data=8),
         model=TransformerConfig(
-            num_layers=24,
+            num_layers=26,
             hidden_size=3072,
-            ffn_hidden_size=8704,
+            ffn_hidden_size=8192,
             num_attention_heads=24,
             num_query_groups=8,
             kv_channels=128,
@@ -35,7 +35,7 @@ def main() -> None:
             add_qkv_bias=False,
             hidden_dropout=0.0,
             attention_dropout=0.0,
-            init_method_std=0.02,
+            init_method_std=0.0104167,
             tensor_model_parallel_size=1,
             pipeline_model_parallel_size=1,
             sequence_parallel=False,
@@ -70,7 +70,7 @@ def main() -> None:
         ),
         optimizer=OptimizerConfig(
             optimizer="adam",
-            lr=7.01301e-06,
+            lr=1.05105e-06,
             min_lr=0.0,
             weight_decay=0.0,
             adam_beta1=0.9,

@@ -2,7 +2,7 @@
 
 Run:       python 09_export.py
 Leaves:    work/export/output/model/
-Why:       trainwright explain; every literal below is a leaf of plan.json (run 511f104b)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run 55be33a1)
 """
 
 import torch
@@ -15,9 +15,9 @@ def main() -> None:
         stage="export",
         initial="dpo",
         model=TransformerConfig(
-            num_layers=24,
+            num_layers=26,
             hidden_size=3072,
-            ffn_hidden_size=8704,
+            ffn_hidden_size=8192,
             num_attention_heads=24,
             num_query_groups=8,
             kv_channels=128,
@@ -30,7 +30,7 @@ def main() -> None:
             add_qkv_bias=False,
             hidden_dropout=0.0,
             attention_dropout=0.0,
-            init_method_std=0.02,
+            init_method_std=0.0104167,
             tensor_model_parallel_size=1,
             pipeline_model_parallel_size=1,
             sequence_parallel=False,

@@ -2,7 +2,7 @@
 
 Run:       torchrun --standalone --nproc-per-node 2 05_pretrain.py
 Expected:  0.268 s a step (0.201 to 0.334), 7,654 tokens/s a device, 644.5 MiB of 11.2 GiB, 3.158 minutes
-Why:       trainwright explain; every literal below is a leaf of plan.json (run 3e69fef4)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run f8a36c1e)
 """
 
 import torch
@@ -15,7 +15,7 @@ from trainwright.runtime.stages import pretrain
 def main() -> None:
     pretrain.run(
         stage="pretrain",
-        run_id="3e69fef4",
+        run_id="f8a36c1e",
         seed=1234,
         parallel=pretrain.Parallel(tensor=1, pipeline=1, data=2),
         model=TransformerConfig(
@@ -80,7 +80,13 @@ def main() -> None:
             use_distributed_optimizer=True,
             overlap_param_gather=False,
         ),
-        schedule=pretrain.Schedule(kind="cosine", steps=708, warmup_steps=35),
+        schedule=pretrain.Schedule(
+            kind="cosine",
+            steps=708,
+            warmup_steps=35,
+            decay_steps=0,
+            decay_style="none",
+        ),
         data=pretrain.Data(
             inputs="tokenize",
             tokenizer="tokenizer",

@@ -2,7 +2,7 @@
 
 Run:       torchrun --standalone --nproc-per-node 2 06_sft.py
 Leaves:    work/sft/checkpoints/, and the loss before and after in output/summary.json
-Why:       trainwright explain; every literal below is a leaf of plan.json (run e1147253)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run ab6b0b93)
 """
 
 import torch
@@ -15,7 +15,7 @@ from trainwright.runtime.stages import sft
 def main() -> None:
     sft.run(
         stage="sft",
-        run_id="e1147253",
+        run_id="ab6b0b93",
         seed=1234,
         initial="pretrain",
         parallel=sft.Parallel(tensor=1, pipeline=1, data=2),

@@ -2,7 +2,7 @@
 
 Run:       torchrun --standalone --nproc-per-node 2 07_dpo.py
 Leaves:    work/dpo/checkpoints/, and the accuracy on pairs before and after in output/summary.json
-Why:       trainwright explain; every literal below is a leaf of plan.json (run cd79cc2d)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run c6da2269)
 """
 
 import torch
@@ -15,7 +15,7 @@ from trainwright.runtime.stages import dpo
 def main() -> None:
     dpo.run(
         stage="dpo",
-        run_id="cd79cc2d",
+        run_id="c6da2269",
         seed=1234,
         initial="sft",
         parallel=dpo.Parallel(tensor=1, pipeline=1, data=2),

@@ -2,7 +2,7 @@
 
 Run:       python 09_export.py
 Leaves:    work/export/output/model/
-Why:       trainwright explain; every literal below is a leaf of plan.json (run 3e69fef4)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run f8a36c1e)
 """
 
 import torch
