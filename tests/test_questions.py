@@ -98,6 +98,34 @@ def test_a_frontier_is_followed_in_the_exact_flops(name: str, exponent: float) -
     assert float(law.tokens_for(counted)[0]) == pytest.approx(tokens, rel=1e-3)
 
 
+TABLES = {
+    name: tabulate_sizes(family, 0, family.rules.vocab_size, family.rules.context_length)
+    for name, family in load_families().items()
+    if not family.rules.num_experts
+}
+
+
+@pytest.mark.parametrize("family", TABLES)
+@given(exponent=st.floats(18, 27), share=st.sampled_from([0.0, 0.3]))
+def test_inverse_questions_agree_in_the_exact_flops_of_a_family(family: str, exponent: float, share: float) -> None:
+    """What a budget buys is what its size and its tokens alone ask for, and costs what its loss does. Sizes as the law counts
+    them, and within some percent: a family's depth, heads and tying change in steps."""
+    sizes, flops = TABLES[family], 10.0**exponent
+
+    def counted(total: float) -> float:
+        return float(sizes.at(sizes.counted(LAW.facts.counts), np.array([total]))[0])
+
+    used = share * flops / (2 * ask(LAW, sizes, life_flops=flops)[0])
+    parameters, tokens = ask(LAW, sizes, life_flops=flops, inference_tokens=used)
+    assert ask(LAW, sizes, parameters=parameters, inference_tokens=used)[1] == pytest.approx(tokens, rel=0.04)
+    again = ask(LAW, sizes, tokens=tokens, inference_tokens=used)[0]
+    assert counted(again) == pytest.approx(counted(parameters), rel=0.04)
+    loss = float(LAW.loss(counted(parameters), tokens))
+    question = Question(target_loss=loss, inference_tokens=used)
+    cost = life_flops(sizes, question, *answer(LAW, sizes, question))
+    assert float(cost[0]) == pytest.approx(flops, rel=2e-3)
+
+
 # ---- inference
 
 
@@ -227,6 +255,14 @@ def test_a_batch_that_alternates_with_the_utilisation_settles_within_the_limit(t
         min(rate for rate in rates if rate > plan.estimates.rounds[-1].flops_per_s)
         < 1.1 * plan.estimates.rounds[-1].flops_per_s
     )
+
+
+def test_of_the_rounds_that_keep_a_limit_the_one_that_trains_most_is_taken(tmp_path: Path) -> None:
+    """3 hours of 16,384 devices settle on a small batch at 4 % of the peak as well as on a larger one at 11 %."""
+    plan = planned(tmp_path, compute="{device: h100, nodes: 2048, devices_per_node: 8, budget: 3 hours}")
+    assert 0.97 < plan.estimates.train_s / 10_800 <= 1
+    assert plan.estimates.model_flops_per_step * plan.training.steps > 1.9e22
+    assert plan.estimates.parameters_80.low < plan.estimates.parameters < plan.estimates.parameters_80.high
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,11 @@
 
 A limit in time or money buys FLOPs by the utilisation of the layout that is chosen, the layout depends on the shape, and
 the shape on the FLOPs. `choose_plan` shows that loop; it ends when shape and steps repeat. Where they never do, since a longer
-run takes a larger batch and with it another utilisation, it ends at the most that keeps the limits.
+run takes a larger batch and with it another utilisation, it halves the gap between what keeps the limits and what does not. Of
+all rounds that keep them, the one that trains most is taken.
 """
 
 import math
-from dataclasses import replace
 
 from trainwright.compiler.check import check_plan
 from trainwright.compiler.choose.assemble import assemble_plan
@@ -28,8 +28,7 @@ from trainwright.compiler.resolve import ResolvedSpec
 
 # Of the peak, before the first layout is known.
 FIRST_UTILISATION = 0.4
-FREEZE_SHAPE_AFTER = 10  # rounds: two shapes that lead to each other would alternate for ever
-BISECT_AFTER = 15  # rounds: with the shape frozen the batch may still alternate, and utilisation with it
+BISECT_AFTER = 10  # rounds: shapes, or batches, that lead to each other would alternate for ever
 CLOSE = 1.002  # times apart: a FLOP/s that keeps the limits, and one that does not
 ROUNDS = 40
 SHRINK = 0.97  # of the size, or the FLOP/s, while it still takes more than a limit allows
@@ -42,26 +41,28 @@ def choose_plan(spec: ResolvedSpec) -> Plan:
     variants = list_variants(spec, _vocab_size(spec), _context_length(spec))
     peak = spec.compute.device.peak_flops_per_s[_precision(spec)]
     flops_per_s = FIRST_UTILISATION * peak * spec.compute.devices
-    chosen = _choose(spec, variants, flops_per_s, ())
+    chosen = _choose(spec, variants, flops_per_s)
     tried = [(flops_per_s, chosen)]
-    while depends_on_layout(spec):
-        if len(tried) > ROUNDS:
-            unsettled = f"budget and layout did not settle in {ROUNDS} rounds; this is the last"
-            chosen = replace(chosen, warnings=(*chosen.warnings, unsettled))
-            break
-        frozen = (chosen.shape,) if len(tried) > FREEZE_SHAPE_AFTER else ()
+    while depends_on_layout(spec) and len(tried) < ROUNDS:
         bisects = len(tried) > BISECT_AFTER
         previous, flops_per_s = chosen, _between(spec, tried) if bisects else chosen.flops_per_s
-        settled = bisects and any(rate == flops_per_s for rate, _ in tried)
-        chosen = _choose(spec, variants, flops_per_s, frozen)
-        tried.append((flops_per_s, chosen))
-        if settled or (chosen.same(previous) and not bisects):
+        if bisects and any(rate == flops_per_s for rate, _ in tried):
             break
-    # With the tokens pinned the size answers for the limits, and shapes come in steps: take the first that they allow.
+        chosen = _choose(spec, variants, flops_per_s)
+        tried.append((flops_per_s, chosen))
+        if chosen.same(previous) and not bisects:
+            break
+    # With the tokens pinned the size answers for the limits, and shapes come in steps: the largest is made smaller below.
+    kept = [one for one in tried if _shrinks(spec) or not exceeded(spec, one[1].need)]
+    if depends_on_layout(spec) and kept and not spec.objective.target_loss:
+        best = max(kept, key=lambda one: one[1].need.training_flops)
+        if not best[1].same(chosen):
+            flops_per_s, chosen = best
+            tried.append(best)
     share = 1.0
     while _shrinks(spec) and exceeded(spec, chosen.need):
         share *= SHRINK
-        chosen = _choose(spec, variants, flops_per_s, (), share)
+        chosen = _choose(spec, variants, flops_per_s, share)
         tried.append((flops_per_s, chosen))
     require_limits(spec, chosen.need)
     plan = assemble_plan(spec, chosen, tuple(_round(rate, one) for rate, one in tried))
@@ -71,15 +72,13 @@ def choose_plan(spec: ResolvedSpec) -> Plan:
     return plan
 
 
-def _choose(
-    spec: ResolvedSpec, variants: tuple[Variant, ...], flops_per_s: float, frozen: tuple[Shape, ...], share: float = 1.0
-) -> Candidate:
-    """One round. `frozen` replaces the shape; `share`: of the parameters wanted that the shape is to have."""
+def _choose(spec: ResolvedSpec, variants: tuple[Variant, ...], flops_per_s: float, share: float = 1.0) -> Candidate:
+    """One round. `share`: of the parameters wanted that the shape is to have."""
     ledger, context = Ledger(spec.pins), _context_length(spec)
     custom = f"{spec.model.family.name}'s main pretraining: {spec.model.family.source}"
     ledger.note("training.context_length", context, "fact", custom, pin="model.context_length")
     sizing = _sizing(spec, variants, flops_per_s)
-    shape = _shape(spec, ledger, sizing, context, frozen, share)
+    shape = _shape(spec, ledger, sizing, context, share)
     parameters = count_parameters(shape, context)
     require_served(spec, parameters)
     answer = choose_token_budget(spec, sizing.variant, shape, parameters, context, flops_per_s)
@@ -147,9 +146,7 @@ def _sizing(spec: ResolvedSpec, variants: tuple[Variant, ...], flops_per_s: floa
     return choose_size(spec, variants, flops_per_s)
 
 
-def _shape(
-    spec: ResolvedSpec, ledger: Ledger, sizing: Sizing, context: int, frozen: tuple[Shape, ...], share: float
-) -> Shape:
+def _shape(spec: ResolvedSpec, ledger: Ledger, sizing: Sizing, context: int, share: float) -> Shape:
     family, vocab_size, wanted = sizing.variant.family, _vocab_size(spec), ""
     if spec.model.shape:
         choice = pinned_shape(family, spec.model.shape[0], vocab_size, context)
@@ -169,7 +166,7 @@ def _shape(
         ledger.note(path, None, reason.kind, reason.text + wanted if searched else reason.text, pin=pin)
     if sizing.experts:
         ledger.note("shape.num_experts", None, "law", sizing.experts)
-    return frozen[0] if frozen else choice.shape
+    return choice.shape
 
 
 def _precision(spec: ResolvedSpec) -> str:

@@ -132,10 +132,10 @@ def _explain(spec: ResolvedSpec, limit: Limit, need: Need) -> str:
         if kind == "flops"
         else f"{need.steps:,} steps x {need.step_s:.3g} s on {compute.devices:,} x {compute.device.name}"
     )
-    demand = "the demands: raise objective.target_loss" if spec.objective.target_loss else "data.tokens or model.size"
+    demand = "raise objective.target_loss" if spec.objective.target_loss else "lower data.tokens or model.size"
     return (
         f"{place(spec, limit.path)}: {steps}{inference} need {wanted}, the {what} is {allowed}: {over} too much;"
-        f" lower {demand}, or {fix}"
+        f" {demand}, or {fix}"
     )
 
 

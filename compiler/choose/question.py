@@ -25,7 +25,7 @@ import numpy as np
 from trainwright.compiler.choose.sizes import Sizes
 from trainwright.compiler.estimate.layouts import Floats
 from trainwright.compiler.laws.law import Law
-from trainwright.compiler.laws.search import balanced_parameters, balanced_tokens, least, root
+from trainwright.compiler.laws.search import balance, balanced_tokens, least, root
 
 FORWARD_SHARE = 1 / 3  # of the training FLOPs a token: the backward pass has twice the forward's
 ROOM = 0.97  # of a limit on training, for a size that is trained longer than it must to be used for less: shapes come in steps
@@ -48,14 +48,15 @@ class Question:
         return math.isfinite(self.training_flops) or math.isfinite(self.life_flops)
 
 
-def answer(law: Law, sizes: Sizes, question: Question) -> tuple[Floats, Floats]:
-    """(total parameters, tokens), one value for each draw of the law's constants; nan where nothing answers.
+def answer(law: Law, sizes: Sizes, question: Question, table: Sizes | None = None) -> tuple[Floats, Floats]:
+    """(total parameters, tokens), one value for each draw of the law's constants; nan where nothing answers. `sizes` may be the
+    one row of a real shape: then `table` is that of its family, which says what other sizes would cost.
 
     A law that states a frontier alone (`minimises` is false) answers by it. Raises ValueError for a question that such a law
     has no answer to: `needs_loss` says which.
     """
     total = _total(law, sizes, question)
-    return total, _tokens(law, sizes, question, total)
+    return total, _tokens(law, sizes, question, total, table or sizes)
 
 
 def needs_loss(question: Question) -> str:
@@ -82,7 +83,7 @@ def affordable_tokens(question: Question, flops_per_token: Floats) -> Floats:
     return np.asarray(np.maximum(most, 0.0))
 
 
-def _tokens(law: Law, sizes: Sizes, question: Question, total: Floats) -> Floats:
+def _tokens(law: Law, sizes: Sizes, question: Question, total: Floats, table: Sizes) -> Floats:
     counted = sizes.at(sizes.counted(law.facts.counts), total)
     if question.tokens:
         return np.full_like(total, question.tokens)
@@ -90,9 +91,10 @@ def _tokens(law: Law, sizes: Sizes, question: Question, total: Floats) -> Floats
         return law.tokens_for_loss(question.target_loss, counted)
     if question.limited:
         return affordable_tokens(question, sizes.at(sizes.flops_per_token, total))
-    if question.inference_tokens:
-        return balanced_tokens(law, counted, question.inference_tokens)
-    return law.tokens_for(counted)
+    if not law.minimises:
+        return law.tokens_for(counted)
+    elasticity = np.interp(np.log(total), np.log(table.total), table.elasticity(law.facts.counts))
+    return balanced_tokens(law, counted, question.inference_tokens, elasticity)
 
 
 def _total(law: Law, sizes: Sizes, question: Question) -> Floats:
@@ -102,12 +104,11 @@ def _total(law: Law, sizes: Sizes, question: Question) -> Floats:
     if question.tokens and question.target_loss:
         return np.atleast_1d(sizes.total_of(counts, law.parameters_for_loss(question.target_loss, question.tokens)))
     if question.tokens and not question.limited:
-        best = (
-            balanced_parameters(law, question.tokens, question.inference_tokens)
-            if question.inference_tokens
-            else law.parameters_for(question.tokens)
-        )
-        return np.minimum(np.atleast_1d(sizes.total_of(counts, best)), most)
+        if not law.minimises:
+            return np.minimum(np.atleast_1d(sizes.total_of(counts, law.parameters_for(question.tokens))), most)
+        counted, each = sizes.counted(counts)[:, None], sizes.elasticity(counts)[:, None]
+        given = balance(law, counted, np.full((1, 1), question.tokens), question.inference_tokens, each)
+        return np.minimum(root(sizes.total, -given), most)
     rows = sizes.total <= most
     total, each = sizes.total[rows], sizes.flops_per_token[rows, None]
     counted = sizes.counted(counts)[rows, None]

@@ -16,6 +16,7 @@ from trainwright.compiler.facts import Family, Rules, make_shape
 from trainwright.compiler.plan import Reason, Shape
 from trainwright.compiler.resolve import PinnedShape
 
+SMALL_HEAD, LARGE_HEAD = 64, 128
 SMALL = 4e8  # parameters below which heads are 64 wide, above 128 (Chinchilla, GPT-3, Pythia, Llama)
 TILE = 128  # elements: what one device keeps of a width is a multiple of it, so that matrix products fill their tiles
 MOST_TILED = 8  # devices: beyond a node's fast links widths are not split
@@ -157,7 +158,7 @@ def query_groups(rules: Rules, heads: int) -> int:
 
 def head_dim_for(parameters: float) -> int:
     """Width of a head at a parameter count."""
-    return 64 if parameters < SMALL else 128
+    return SMALL_HEAD if parameters < SMALL else LARGE_HEAD
 
 
 def tiled_up_to(hidden: int) -> int:

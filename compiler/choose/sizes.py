@@ -8,12 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainwright.compiler.choose.shape import head_dim_for, width_per_layer
+from trainwright.compiler.choose.shape import LARGE_HEAD, SMALL, SMALL_HEAD, width_per_layer
 from trainwright.compiler.estimate.layouts import Floats
 from trainwright.compiler.facts import Family
 
 SMALLEST, LARGEST = 1e4, 1e15  # parameters
 ROWS_A_DECADE = 200  # neighbours are 1.2 % apart: losses between them are interpolated to 1e-8
+APART = (
+    40  # rows between which slopes are taken: 1.6 times, across the steps where families change heads or cease to tie
+)
 ROUNDS = 60  # of the fixed point for the hidden size; each leaves at most 0.6 of the error
 
 
@@ -40,8 +43,14 @@ class Sizes:
 
     def total_of(self, counts: str, size: Floats) -> Floats:
         """Total parameters of the models that a law calls `size`."""
-        rising = np.maximum.accumulate(self.counted(counts))  # where a family ceases to tie, some counts step down
-        return np.asarray(np.exp(np.interp(np.log(size), np.log(rising), np.log(self.total))))
+        return np.asarray(np.exp(np.interp(np.log(size), np.log(self.counted(counts)), np.log(self.total))))
+
+    def elasticity(self, counts: str) -> Floats:
+        """d ln FLOPs a token / d ln N of each row, N as a law counts it: 1 where FLOPs are 6 N."""
+        rows = np.arange(len(self.total))
+        low, high = np.maximum(rows - APART, 0), np.minimum(rows + APART, len(rows) - 1)
+        flops, counted = np.log(self.flops_per_token), np.log(self.counted(counts))
+        return np.asarray((flops[high] - flops[low]) / (counted[high] - counted[low]))
 
 
 def tabulate_sizes(family: Family, num_experts: int, vocab_size: int, context_length: int) -> Sizes:
@@ -49,13 +58,14 @@ def tabulate_sizes(family: Family, num_experts: int, vocab_size: int, context_le
     rules = family.rules
     total = np.geomspace(SMALLEST, LARGEST, int(ROWS_A_DECADE * np.log10(LARGEST / SMALLEST)) + 1)
     width = np.array([width_per_layer(rules, size) for size in total])
-    copies = np.where(total <= rules.tied_up_to, 1.0, 2.0)
+    copies = 1 + _past(total, rules.tied_up_to)
+    head_dim = SMALL_HEAD + (LARGE_HEAD - SMALL_HEAD) * _past(total, SMALL)
     matrices = 3.0 if rules.gated else 2.0
     positions = context_length if rules.positions == "learned" else 0
 
     def layer(hidden: Floats, experts: float) -> Floats:
         """Matrices of a layer with so many experts: queries are as wide as the layer, keys as the family's groups."""
-        keys = np.minimum(hidden, rules.query_groups * np.array([head_dim_for(size) for size in total]))
+        keys = np.minimum(hidden, rules.query_groups * head_dim)
         return np.asarray(2 * hidden * (hidden + keys) + experts * matrices * rules.ffn_ratio[1] * hidden**2)
 
     def count(hidden: Floats) -> Floats:
@@ -79,3 +89,11 @@ def tabulate_sizes(family: Family, num_experts: int, vocab_size: int, context_le
         flops=6 * body + 12 * attention,
         flops_per_token=6 * (body + vocabulary) + 6 * attention,
     )
+
+
+def _past(total: Floats, threshold: float) -> Floats:
+    """How far sizes are past a threshold, from 0 at half of it to 1 at twice: a family's steps are spread, so that no best size
+    sticks to one."""
+    if not threshold:
+        return np.ones_like(total)
+    return np.asarray(np.clip(0.5 + np.log(total / threshold) / (2 * np.log(2)), 0, 1))

@@ -85,7 +85,7 @@ def choose_token_budget(
     question = replace(ask(spec, flops_per_s), parameters=float(parameters))
     law, sizes = variant.law, sizes_of(shape, context)
     _require_answerable(spec, law, question)
-    tokens = float(answer(law, sizes, question)[1][0])
+    tokens = float(answer(law, sizes, question, variant.sizes)[1][0])
     if not tokens > 0:
         raise InfeasibleError(_explain_unreachable(spec, (replace(variant, sizes=sizes),), question, flops_per_s))
     each, name = float(sizes.flops_per_token[0]), law.facts.name
@@ -106,7 +106,7 @@ def choose_token_budget(
 
 @dataclass(frozen=True)
 class _Found:
-    """What a variant answers, and what the best variant has least of: the loss of a budget, else the cost of a loss."""
+    """What a variant answers, and what the best variant has least of: the loss, or the cost of a target loss."""
 
     variant: Variant
     total: float
@@ -120,7 +120,7 @@ def _found(variant: Variant, question: Question) -> _Found | None:
         return None
     if total[0] > question.most_parameters:  # the loss on these tokens takes more than the memory for serving holds
         return None
-    if question.limited and not question.target_loss and variant.law.minimises:
+    if not question.target_loss and variant.law.minimises:
         counted = variant.sizes.at(variant.sizes.counted(variant.law.facts.counts), total)
         merit = variant.law.loss(counted, tokens)
     else:
@@ -168,7 +168,7 @@ def _why_size(spec: ResolvedSpec, law: Law, question: Question, tokens: float, f
 def _why_experts(question: Question, chosen: Variant, found: list[_Found]) -> str:
     if len(found) < 2:
         return ""
-    what = "FLOPs" if question.target_loss or not question.limited else "loss"
+    what = "FLOPs" if question.target_loss else "loss"
     each = ", ".join(
         f"{one.variant.family.rules.num_experts}: {one.merit:.5g} at {format_quantity('parameters', one.total)}"
         for one in found
@@ -178,7 +178,8 @@ def _why_experts(question: Question, chosen: Variant, found: list[_Found]) -> st
 
 def _require_answerable(spec: ResolvedSpec, law: Law, question: Question) -> None:
     what = needs_loss(question)
-    if not what or law.minimises:
+    reached = law.has_loss and question.target_loss and (question.parameters or question.tokens)
+    if not what or law.minimises or reached:
         return
     path = "objective.target_loss" if question.target_loss else "scaling.inference_tokens"
     raise InfeasibleError(

@@ -49,22 +49,25 @@ def least_at_compute(law: Law, flops: Number) -> tuple[Floats, Floats]:
     return _like(flops, parameters), _like(flops, compute / 6 / parameters)
 
 
-def balanced_tokens(law: Law, parameters: Number, inference_tokens: float = 0.0) -> Floats:
+def balanced_tokens(law: Law, parameters: Number, inference_tokens: float = 0.0, elasticity: Number = 1.0) -> Floats:
     """D for which N is the best of all sizes that reach the same loss, inference counted (`balance`)."""
     columns = np.atleast_1d(np.asarray(parameters, dtype=np.float64))[None, :]
-    return _like(parameters, root(TOKENS, balance(law, columns, TOKENS[:, None], inference_tokens)))
+    return _like(parameters, root(TOKENS, balance(law, columns, TOKENS[:, None], inference_tokens, elasticity)))
 
 
-def balanced_parameters(law: Law, tokens: Number, inference_tokens: float = 0.0) -> Floats:
-    """N that is the best of all sizes that reach the same loss when it is trained on D, inference counted (`balance`)."""
+def balanced_parameters(law: Law, tokens: Number) -> Floats:
+    """N that is the best of all sizes that reach the same loss when it is trained on D (`balance`)."""
     columns = np.atleast_1d(np.asarray(tokens, dtype=np.float64))[None, :]
-    return _like(tokens, root(SIZES, -balance(law, SIZES[:, None], columns, inference_tokens)))
+    return _like(tokens, root(SIZES, -balance(law, SIZES[:, None], columns)))
 
 
-def balance(law: Law, parameters: Floats, tokens: Floats, inference_tokens: float = 0.0) -> Floats:
-    """ln of the sides of N dL/dN / (D dL/dD) = 1 + D_inference / (3 D): 0 where no other size reaches the loss for less.
+def balance(
+    law: Law, parameters: Floats, tokens: Floats, inference_tokens: float = 0.0, elasticity: Number = 1.0
+) -> Floats:
+    """ln of the sides of N dL/dN / (D dL/dD) = e (1 + D_inference / (3 D)): 0 where no other size reaches the loss for less.
 
-    First-order condition of min 6 N D + 2 N D_inference at fixed L(N, D) (Sardana and Frankle 2023, arXiv 2401.00448).
+    First-order condition of min F(N) (D + D_inference / 3) at fixed L(N, D), F the FLOPs of training a token and e its
+    `elasticity`, d ln F / d ln N. With F = 6 N it is Sardana and Frankle's (2023, arXiv 2401.00448).
     """
 
     def slope(change: Callable[[float], Floats]) -> Floats:
@@ -73,7 +76,7 @@ def balance(law: Law, parameters: Floats, tokens: Floats, inference_tokens: floa
     by_size = slope(lambda step: law.loss(parameters * math.exp(step), tokens))
     by_tokens = slope(lambda step: law.loss(parameters, tokens * math.exp(step)))
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(np.log(by_size / by_tokens) - np.log1p(inference_tokens / (3 * tokens)))
+        return np.asarray(np.log(by_size / by_tokens / elasticity) - np.log1p(inference_tokens / (3 * tokens)))
 
 
 def _like(given: Number, found: Floats) -> Floats:
