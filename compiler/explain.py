@@ -59,9 +59,7 @@ def explain_field(plan: Plan, field: str) -> RenderableType:
     parts: list[RenderableType] = []
     for path in chosen:
         reason = plan.reasons.get(path)
-        kind, text = (
-            (reason.kind, reason.text) if reason is not None else ("estimate", "computed from the decided leaves")
-        )
+        kind, text = (reason.kind, reason.text) if reason is not None else ("estimate", _how(plan, path))
         parts += [
             Text(f"{path} = {shown(everything[path])}  ({kind})", style="bold"),
             Padding(Text(text), (0, 0, 0, 4)),
@@ -76,6 +74,24 @@ def _of_stage(everything: dict[str, object], field: str) -> list[str]:
     homes = tuple(place[1] for place in places if place)
     of_it = (path for path in everything if path.startswith(homes))
     return [path for path in of_it if not rest or f".{rest}." in re.sub(r"\[\d+\]", "", f"{path}.")]
+
+
+def _how(plan: Plan, path: str) -> str:
+    """Where an estimate comes from."""
+    law = plan.estimates.law
+    texts = {
+        "rounds": "what a round counted on, and the size, tokens, step and rate it came to; the next counts on that rate",
+        "parameters_80": f"10th to 90th percentile of the same question, asked of the bootstrap draws of {law}",
+        "tokens_80": f"10th to 90th percentile of the same question, asked of the bootstrap draws of {law}",
+        "loss_80": f"10th to 90th percentile of the loss of this model by the bootstrap draws of {law}",
+        "predicted_loss": f"{law} at this size, as the law counts it, and the tokens of whole steps; its own unit",
+        "epochs": "training tokens / data.unique_tokens",
+        "inference_flops": "a third of the training FLOPs a token x scaling.inference_tokens",
+        "critical_batch_tokens": "kaplan2020: twice the least tokens are needed at it",
+        "batch_overhead": "(1 + batch / critical) / (1 + the law's own batch / critical) - 1 (McCandlish et al. 2018)",
+    }
+    name = re.split(r"[.\[]", path.removeprefix("estimates."))[0]
+    return texts.get(name, "computed from the decided leaves")
 
 
 def leaves_of(plan: Plan) -> Iterable[tuple[str, object]]:
