@@ -315,6 +315,16 @@ def test_a_target_near_the_irreducible_loss_is_not_sure_to_be_reached(tmp_path: 
     assert unsure.estimates.tokens_80.high == 0, "it has no upper end"
 
 
+def test_kaplans_loss_answers_what_its_frontier_does_not(tmp_path: Path) -> None:
+    asked = {"scaling": "{law: kaplan2020}", "objective": "{target_loss: 2.4}"}
+    by_size = planned(tmp_path, model="{family: llama2, size: 1B}", **asked)
+    assert by_size.estimates.predicted_loss == pytest.approx(2.4, abs=2e-4)
+    by_tokens = planned(tmp_path, data=f"{{{SOURCES}, tokens: {by_size.data.budget_tokens}}}", **asked)
+    assert by_tokens.estimates.parameters == pytest.approx(by_size.estimates.parameters, rel=0.1)
+    with pytest.raises(InfeasibleError, match="kaplan2020 says which size is best for a budget"):
+        planned(tmp_path, **asked)
+
+
 def test_inference_tokens_shrink_the_model_and_share_the_budget(tmp_path: Path) -> None:
     plain = planned(tmp_path, compute=f"{{{NODE}, budget: 1e21 FLOPs}}")
     used = planned(tmp_path, compute=f"{{{NODE}, budget: 1e21 FLOPs}}", scaling="{inference_tokens: 50B}")
@@ -467,7 +477,7 @@ def test_a_mixture_of_experts_is_sized_by_its_own_law(tmp_path: Path) -> None:
         ),
         (
             {"objective": "{target_loss: 2.4}", "scaling": "{law: llama3}"},
-            ["objective.target_loss: llama3 says which size is best for a budget, and no loss", "epoch2024"],
+            ["objective.target_loss: llama3 says which size is best for a budget: it has no loss", "epoch2024"],
         ),
         (
             {

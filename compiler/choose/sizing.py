@@ -182,9 +182,14 @@ def _require_answerable(spec: ResolvedSpec, law: Law, question: Question) -> Non
     if not what or law.minimises or reached:
         return
     path = "objective.target_loss" if question.target_loss else "scaling.inference_tokens"
+    lacks = (
+        "its loss is that of runs stopped early, not of its frontier; state model.size or data.tokens beside it"
+        if law.has_loss and question.target_loss
+        else f"it has no loss that could be weighed against {what}"
+    )
     raise InfeasibleError(
-        f"{place(spec, path)}: {law.facts.name} says which size is best for a budget, and no loss that could be weighed against"
-        f" {what}; take a law with one, such as scaling.law: epoch2024"
+        f"{place(spec, path)}: {law.facts.name} says which size is best for a budget: {lacks}; or take a law of the loss, such as"
+        " scaling.law: epoch2024"
     )
 
 
