@@ -1,7 +1,6 @@
 """`trainwright fit`: runs in, a law, plots and further runs out; every bad table of runs in one message."""
 
 import contextlib
-import importlib.util
 import io
 import json
 import re
@@ -10,11 +9,11 @@ import sys
 from collections.abc import Callable, Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from benchmark_modules import load_benchmark
 from ruamel.yaml import YAML
 
 from trainwright.compiler import cli
@@ -159,7 +158,7 @@ def test_a_loss_far_off_hardly_moves_the_fit() -> None:
 
 def test_the_runs_of_besiroglu(reference: Path) -> None:
     """The global optimum of 240 runs, and of all 245, to which a grid of 4,500 starts leads too; below half a second."""
-    benchmark = _load_benchmark()
+    benchmark = load_benchmark("fit_speed")
     every = benchmark.load_runs(reference, left_out=0)
     expected = {"A": 477.825868, "B": 2143.417361, "E": 1.817218099, "alpha": 0.347310499, "beta": 0.367172433}
     for columns, constants, most in (
@@ -216,7 +215,7 @@ def test_the_planners_draws_are_the_first_of_the_bootstrap(reference: Path) -> N
     assert header.split(",") == list(CONSTANTS)
     stored = np.array([[float(cell) for cell in line.split(",")] for line in lines])
     assert stored.shape == (400, 5)
-    problem = Problem.of(*_load_benchmark().load_runs(reference))
+    problem = Problem.of(*load_benchmark("fit_speed").load_runs(reference))
     points = problem.constants(bootstrap(problem, approach3.fit(problem)[0], 20, seed=0))
     np.testing.assert_allclose(np.column_stack([points[name] for name in CONSTANTS]), stored[:20], rtol=1e-6)
 
@@ -698,13 +697,3 @@ def theta_of(problem: Problem) -> Floats:
 
 def _columns(problem: Problem) -> tuple[Floats, Floats, Floats]:
     return problem.x + problem.mean_x, problem.y + problem.mean_y, problem.log_loss
-
-
-def _load_benchmark() -> Any:
-    path = Path(__file__).resolve().parents[1] / "benchmarks" / "fit_speed.py"
-    spec = importlib.util.spec_from_file_location("benchmarks_fit_speed", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -1,17 +1,15 @@
 """Learning rate, batch, weight decay, schedule: a spec in, a plan's training section out; and the laws' golden values."""
 
-import csv
-import importlib.util
 import math
 import re
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
+from benchmark_modules import load_benchmark
 from hypothesis import given
 from hypothesis import strategies as st
+from reference_tables import scaling_rows
 
 from trainwright.compiler.check import check_plan
 from trainwright.compiler.choose import choose_plan
@@ -135,11 +133,11 @@ def test_weight_decay_makes_adamw_forget_over_the_share_of_the_run(
 
 def test_the_regret_of_laws_on_the_runs_of_step_law(reference: Path) -> None:
     """As a report on the same data computed it, grid by grid; its Porian counts no output layer either."""
-    bench = _benchmark()
+    bench = load_benchmark("rates")
     grids = bench.load_grids(reference)
     assert (len(grids), sum(len(grid.trials) for grid in grids)) == (17, 1911)
     stated: dict[str, list[float]] = {}
-    for row in _csv(reference / "scaling" / "hp_law_regret.csv"):
+    for row in scaling_rows(reference, "hp_law_regret"):
         stated.setdefault(row["law"], []).append(float(row["regret_nearest"]))
     names = {"step_law": "steplaw", "deepseek_llm": "deepseek(C=MD)", "porian2024": "porian(N no head)"}
     for law, name in names.items():
@@ -151,7 +149,7 @@ def test_the_regret_of_laws_on_the_runs_of_step_law(reference: Path) -> None:
 
 
 def test_the_rule_for_a_forced_batch_is_the_best_of_the_simple_ones(reference: Path) -> None:
-    bench = _benchmark()
+    bench = load_benchmark("rates")
     grids = bench.load_grids(reference)
     means = {
         name: tuple(float(np.mean(bench.rule_regrets(grids, rule, above=above))) for above in (False, True))
@@ -561,25 +559,10 @@ def test_bad_input_is_one_message(
 
 
 def _golden(reference: Path) -> list[dict[str, str]]:
-    return _csv(reference / "scaling" / "golden_values.csv")
+    return scaling_rows(reference, "golden_values")
 
 
 def _numbers(text: str) -> list[float]:
     """ "N=1e9 D=2e10" -> [1e9, 2e10]; a law that asks for N alone gets 1 token."""
     numbers = [float(word.split("=")[1]) for word in text.split()]
     return numbers if len(numbers) > 1 else [*numbers, 1.0]
-
-
-def _csv(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as handle:
-        return list(csv.DictReader(handle))
-
-
-def _benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmarks_rates", ROOT / "benchmarks" / "rates.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module

@@ -1,6 +1,5 @@
 """Scaling laws: what each says of a compute, its inverses, its ranges; and laws of a user's own, from a file to a plan."""
 
-import csv
 import json
 import math
 import sys
@@ -14,6 +13,7 @@ import pytest
 from benchmark_modules import load_benchmark
 from hypothesis import given
 from hypothesis import strategies as st
+from reference_tables import scaling_rows
 
 from trainwright.compiler.cli import main
 from trainwright.compiler.facts import LawFacts, find_law_facts, load_law_facts
@@ -79,15 +79,10 @@ def has_learnt_all(law: Law, tokens: Any) -> bool:
 # ---- against figures from elsewhere
 
 
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as handle:
-        return list(csv.DictReader(handle))
-
-
 def test_golden_values(reference: Path) -> None:
     """Each law at seven computes: N (or M), D, D / N and loss, evaluated apart from this code."""
     seen = 0
-    for row in rows_of(reference / "scaling" / "golden_values.csv"):
+    for row in scaling_rows(reference, "golden_values"):
         name = row["law"]
         if name not in GOLDEN and name not in PRINTED:
             continue  # learning rates and batches: tests/test_hyperparameters.py
@@ -119,7 +114,7 @@ def test_rounded_constants_are_other_laws() -> None:
 def test_chinchillas_tables(reference: Path) -> None:
     """Tables 3 and A3: approaches 1 and 2 by their power laws, approach 3 by no published constants better than 20 %."""
     misprints = []
-    for row in rows_of(reference / "scaling" / "chinchilla_table3_A3.csv"):
+    for row in scaling_rows(reference, "chinchilla_table3_A3"):
         size, flops, tokens = (float(row[key]) for key in ("params", "flops_printed", "tokens_printed"))
         if row["approach"] == "3":
             found = float(find_law("hoffmann2022_3").tokens_for(size))
@@ -136,13 +131,13 @@ def test_chinchillas_tables(reference: Path) -> None:
 
 def test_how_chinchilla_counts(reference: Path) -> None:
     """All 50 models of table A9, all 6 ratios of table A4."""
-    models = rows_of(reference / "scaling" / "chinchilla_tableA9_models.csv")
+    models = scaling_rows(reference, "chinchilla_tableA9_models")
     assert len(models) == 50
     for row in models:
         model, size = {key: int(value) for key, value in row.items()}, 1e6 * int(row["params_million"])
         close = 0.002 if size > 250e6 else 0.01
         assert COMPUTE["chinchilla_parameters"]({"model": model}) == pytest.approx(size, rel=close), row
-    ratios = rows_of(reference / "scaling" / "chinchilla_tableA4_flop_ratio.csv")
+    ratios = scaling_rows(reference, "chinchilla_tableA4_flop_ratio")
     assert len(ratios) == 6
     for row in ratios:
         model = {key: int(row[key]) for key in ("d_model", "ffw_size", "kv_size", "num_heads", "num_layers")}
@@ -153,7 +148,7 @@ def test_how_chinchilla_counts(reference: Path) -> None:
 
 def test_cerebras_law(reference: Path) -> None:
     """Seven losses of Cerebras-GPT by the authors' own law of compute (arXiv 2304.03208), in their FLOPs."""
-    rows = rows_of(reference / "scaling" / "cerebras_pythia_pile_losses.csv")
+    rows = scaling_rows(reference, "cerebras_pythia_pile_losses")
     models = [row for row in rows if row["model"].startswith("Cerebras")]
     assert len(models) == 7
     for row in models:
@@ -332,7 +327,7 @@ def test_the_default_warns_of_models_trained_longer_than_its_runs() -> None:
 
 def test_the_default_was_fitted_on_what_its_data_hold(reference: Path) -> None:
     """The 240 points, D = C / (6 N): the 5 of the highest losses are left out."""
-    points = sorted(rows_of(reference / "scaling" / "svg_extracted_data.csv"), key=lambda row: float(row["loss"]))[:-5]
+    points = sorted(scaling_rows(reference, "svg_extracted_data"), key=lambda row: float(row["loss"]))[:-5]
     assert len(points) == 240
     sizes = np.array([float(row["Model Size"]) for row in points])
     flops = np.array([float(row["Training FLOP"]) for row in points])

@@ -1,6 +1,5 @@
 """Spec in, plan out: what the tuning stages do by published recipes, how much they have to do, and which of it counts."""
 
-import csv
 import json
 import os
 import re
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference_tables import scaling_rows
 
 from trainwright.compiler.check import check_plan
 from trainwright.compiler.choose import choose_plan
@@ -349,13 +349,9 @@ ROWS = {
 }
 
 
-def test_rates_stand_in_the_table_of_recipes() -> None:
-    """With the table in `scaling/posttraining_recipes.csv` of TRAINWRIGHT_REFERENCE."""
-    root = os.environ.get("TRAINWRIGHT_REFERENCE")
-    if not root:
-        pytest.skip("TRAINWRIGHT_REFERENCE names no folder with the table")
-    with (Path(root) / "scaling" / "posttraining_recipes.csv").open(newline="") as file:
-        table = {(row["recipe"], row["stage"], row["model"]): row["peak_lr"] for row in csv.DictReader(file)}
+def test_rates_stand_in_the_table_of_recipes(reference: Path) -> None:
+    rows = scaling_rows(reference, "posttraining_recipes")
+    table = {(row["recipe"], row["stage"], row["model"]): row["peak_lr"] for row in rows}
     facts = {(kind, point.parameters): point for kind in KINDS for point in find_recipe(kind).by_size["learning_rate"]}
     assert facts.keys() - ROWS.keys() == {("reward", 7e9), ("reward", 3.4e10)}, "the row's `others`"
     for place, row in ROWS.items():

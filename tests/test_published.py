@@ -3,12 +3,12 @@
 `python benchmarks/published.py` prints the same claims as a table.
 """
 
-import csv
 from pathlib import Path
 from typing import Any
 
 import pytest
 from benchmark_modules import load_benchmark
+from reference_tables import scaling_rows
 from ruamel.yaml import YAML
 
 from trainwright.compiler.estimate.flops import model_flops_per_token
@@ -35,7 +35,7 @@ def test_parameter_counts_of_reference_models(reference: Path) -> None:
 
 def test_flops_of_reference_models(reference: Path) -> None:
     """Megatron's FLOPs a token of Qwen2.5-7B and of a 100M model with a large untied vocabulary (no family has their shapes)."""
-    rows = {row["model"]: float(row["megatron"]) for row in _csv(reference / "scaling" / "flops_accounting.csv")}
+    rows = {row["model"]: float(row["megatron"]) for row in scaling_rows(reference, "flops_accounting")}
     qwen = _dense("qwen2.5-7b", 28, 3584, 18944, 28, 4, 152064)
     tiny = _dense("tiny", 10, 640, 2560, 10, 10, 50304, gated=False)
     assert model_flops_per_token(qwen, 4096) == rows["Qwen2.5-7B"]
@@ -81,8 +81,3 @@ def _dense(
     return _shape_of(
         name, dict(zip(keys, (layers, hidden, ffn, heads, groups, hidden // heads, vocab, False, gated), strict=True))
     )
-
-
-def _csv(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as handle:
-        return list(csv.DictReader(handle))

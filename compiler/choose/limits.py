@@ -44,15 +44,7 @@ class Limit:
 
     def taken(self, compute: ResolvedCompute, seconds: float, flops: float) -> float:
         """What a run of so many seconds on all devices and so many FLOPs takes, in the limit's unit."""
-        match self.kind:
-            case "time":
-                return seconds
-            case "money":
-                return seconds / 3600 * compute.devices * compute.price_usd_per_device_hour
-            case "device_hours":
-                return seconds / 3600 * compute.devices
-            case _:
-                return flops
+        return flops if self.kind == "flops" else self.amount * seconds / self.seconds(compute)
 
     def describe(self, compute: ResolvedCompute, flops_per_s: float) -> str:
         """The arithmetic from the limit to FLOPs."""
