@@ -18,7 +18,7 @@ from rich.table import Table
 from ruamel.yaml import YAML
 
 from trainwright.compiler.choose import cluster
-from trainwright.compiler.choose.bands import band_of_answer
+from trainwright.compiler.choose.bands import bands_of_answer
 from trainwright.compiler.choose.question import Question, answer
 from trainwright.compiler.choose.sizes import Sizes
 from trainwright.compiler.estimate import cost, flops, generation, memory, params, post_training, step_time
@@ -173,7 +173,7 @@ def _first_order(of: Mapping[str, Any]) -> float:
 
 def _tokens_a_parameter_band(of: Mapping[str, Any]) -> tuple[float, float]:
     """80 % band of D / N for a compute, where more parameters are fewer tokens."""
-    sizes, budgets = band_of_answer(_law(of), _ideal_sizes(), _question(of))
+    sizes, budgets, _ = bands_of_answer(_law(of), _ideal_sizes(), _question(of))
     return budgets.low / sizes.high, budgets.high / sizes.low
 
 

@@ -46,6 +46,11 @@ class ResolvedModel:
     vocab_size: Range
     num_experts: Range  # pinned of a dense family: 0
 
+    @property
+    def size_is_open(self) -> bool:
+        """Neither a size nor a shape is stated."""
+        return not self.size.pinned and not self.shape
+
 
 @dataclass(frozen=True)
 class ResolvedData:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainwright.compiler.choose import choose_plan
-from trainwright.compiler.choose.bands import band_of_answer
+from trainwright.compiler.choose.bands import bands_of_answer
 from trainwright.compiler.choose.question import Question, answer, life_flops
 from trainwright.compiler.choose.sizes import Sizes, tabulate_sizes
 from trainwright.compiler.choose.variants import sizes_of
@@ -172,13 +172,13 @@ def test_a_band_holds_the_answer_and_widens_with_the_distance() -> None:
     for flops, low, high in ((5.88e23, 10.0, 28.2), (1e26, 6.6, 30.3)):
         question = Question(life_flops=flops)
         parameters, tokens = answer(LAW, IDEAL, question)
-        sizes, budgets = band_of_answer(LAW, IDEAL, question)
+        sizes, budgets, _ = bands_of_answer(LAW, IDEAL, question)
         assert sizes.low < parameters[0] < sizes.high
         assert budgets.low < tokens[0] < budgets.high
         assert (budgets.low / sizes.high, budgets.high / sizes.low) == pytest.approx((low, high), rel=0.1)
         widths.append(math.log(sizes.high / sizes.low))
     assert widths[1] > widths[0]
-    pinned, _ = band_of_answer(LAW, IDEAL, Question(parameters=1e9))
+    pinned, *_ = bands_of_answer(LAW, IDEAL, Question(parameters=1e9))
     assert (pinned.low, pinned.high) == (0.0, 0.0)
 
 

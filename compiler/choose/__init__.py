@@ -15,6 +15,7 @@ from trainwright.compiler.choose.kernels import fuses_activation
 from trainwright.compiler.choose.layout import choose_layout
 from trainwright.compiler.choose.ledger import Ledger
 from trainwright.compiler.choose.limits import depends_on_layout, exceeded, place, require_limits
+from trainwright.compiler.choose.question import Question
 from trainwright.compiler.choose.shape import choose_shape_within, pinned_shape
 from trainwright.compiler.choose.sizing import Answer, Sizing, ask, choose_size, choose_token_budget
 from trainwright.compiler.choose.training import choose_training
@@ -77,17 +78,17 @@ def _choose(spec: ResolvedSpec, variants: tuple[Variant, ...], flops_per_s: floa
     ledger, context = Ledger(spec.pins), _context_length(spec)
     custom = f"{spec.model.family.name}'s main pretraining: {spec.model.family.source}"
     ledger.note("training.context_length", context, "fact", custom, pin="model.context_length")
-    sizing = _sizing(spec, variants, flops_per_s)
+    question = ask(spec, flops_per_s)
+    sizing = _sizing(spec, variants, question, flops_per_s)
     shape = _shape(spec, ledger, sizing, context, share)
     parameters = count_parameters(shape, context)
     require_served(spec, parameters)
-    answer = choose_token_budget(spec, sizing.variant, shape, parameters, context, flops_per_s)
+    answer = choose_token_budget(spec, sizing.variant, question, shape, context, flops_per_s)
     whole = answer.value if answer.kind == "pinned" else round_leaf(answer.value)
     if whole > answer.value and answer.kind == "derived":  # what a limit buys is rounded down
         whole -= 10 ** (math.floor(math.log10(whole)) - 5)
     tokens = ledger.note("data.budget_tokens", max(1, int(whole)), answer.kind, answer.text, pin="data.tokens")
     training, warnings = choose_training(spec, ledger, shape, tokens, context, _precision(spec))
-    question = ask(spec, flops_per_s)
     if not _shrinks(spec):  # a loss, or size and tokens: no other layout makes them cheaper
         require_limits(spec, need_of(shape, training, question))
     cuda = spec.compute.device.kind == "cuda"
@@ -104,7 +105,9 @@ def _choose(spec: ResolvedSpec, variants: tuple[Variant, ...], flops_per_s: floa
     try:
         layouts = choose_layout(workload, training.global_batch, spec.layout)
     except InfeasibleError as error:
-        why = f"\nthe size was chosen: {sizing.parameters.text}; model.size states it" if _size_is_open(spec) else ""
+        why = (
+            f"\nthe size was chosen: {sizing.parameters.text}; model.size states it" if spec.model.size_is_open else ""
+        )
         raise InfeasibleError(f"{place(spec, *LAYOUT_PINS, 'compute.nodes')}: {error}{why}") from error
     return Candidate(
         ledger=ledger,
@@ -140,10 +143,10 @@ def _round(flops_per_s: float, chosen: Candidate) -> Round:
     )
 
 
-def _sizing(spec: ResolvedSpec, variants: tuple[Variant, ...], flops_per_s: float) -> Sizing:
+def _sizing(spec: ResolvedSpec, variants: tuple[Variant, ...], question: Question, flops_per_s: float) -> Sizing:
     if spec.model.shape:
         return Sizing(variants[0], Answer(math.nan, "pinned", "model.shape"), "")
-    return choose_size(spec, variants, flops_per_s)
+    return choose_size(spec, variants, question, flops_per_s)
 
 
 def _shape(spec: ResolvedSpec, ledger: Ledger, sizing: Sizing, context: int, share: float) -> Shape:
@@ -183,8 +186,4 @@ def _vocab_size(spec: ResolvedSpec) -> int:
 
 def _shrinks(spec: ResolvedSpec) -> bool:
     """Whether a smaller size answers for a limit that is not kept."""
-    return spec.data.tokens.pinned and _size_is_open(spec) and not spec.objective.target_loss
-
-
-def _size_is_open(spec: ResolvedSpec) -> bool:
-    return not spec.model.size.pinned and not spec.model.shape
+    return spec.data.tokens.pinned and spec.model.size_is_open and not spec.objective.target_loss

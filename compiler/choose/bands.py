@@ -1,5 +1,7 @@
 """How sure a law is of what it answers: the same question, asked of each bootstrap draw of its constants."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from trainwright.compiler.choose.question import Question, answer
@@ -12,19 +14,29 @@ SHARES = (10, 90)  # percentiles of an 80 % band
 NONE = Interval(0.0, 0.0)
 
 
-def band_of_answer(law: Law, sizes: Sizes, question: Question) -> tuple[Interval, Interval]:
-    """80 % bands of (total parameters, tokens) that the law's data leave open; NONE without draws, for what is pinned, and for
-    what follows from the pins and a limit, whatever the law.
+class Bands(NamedTuple):
+    """80 % bands of total parameters and tokens, and the share of the draws without an answer: their irreducible loss, say, is
+    above the target."""
+
+    parameters: Interval
+    tokens: Interval
+    unanswered: float
+
+
+def bands_of_answer(law: Law, sizes: Sizes, question: Question) -> Bands:
+    """What the law's data leave open; NONE without draws, for what is pinned, and for what follows from the pins and a limit,
+    whatever the law.
 
     It holds the scatter of the runs that the law was fitted on, and not whether the law is the right one.
     """
     draws = law.draws()
     if draws is None:
-        return NONE, NONE
+        return Bands(NONE, NONE, 0.0)
     total, tokens = answer(draws, sizes, question)
-    return (
+    return Bands(
         NONE if question.parameters else _interval(total),
         NONE if question.tokens else _interval(tokens),
+        float(np.isnan(tokens).mean()),
     )
 
 
@@ -32,12 +44,6 @@ def band_of_loss(law: Law, counted: float, tokens: float) -> Interval:
     """80 % band of the loss of one model, in the law's own N; NONE without draws."""
     draws = law.draws()
     return NONE if draws is None else _interval(draws.loss(np.array([counted]), np.array([tokens])))
-
-
-def share_without_answer(law: Law, sizes: Sizes, question: Question) -> float:
-    """The share of the draws that have no answer, such as those whose irreducible loss is above the target; 0.0 without draws."""
-    draws = law.draws()
-    return 0.0 if draws is None else float(np.isnan(answer(draws, sizes, question)[1]).mean())
 
 
 def _interval(values: Floats) -> Interval:

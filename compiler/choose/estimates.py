@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from trainwright.compiler.choose.bands import NONE, band_of_answer, band_of_loss
+from trainwright.compiler.choose.bands import NONE, band_of_loss, bands_of_answer
 from trainwright.compiler.choose.candidate import Candidate
 from trainwright.compiler.choose.costs import PipelineCosts, rates_of
 from trainwright.compiler.choose.hyperparameters import BatchPrice, warn_of_batch
-from trainwright.compiler.choose.question import Question
 from trainwright.compiler.choose.warnings import warn_of_target
 from trainwright.compiler.estimate.cost import estimate_cost, estimate_mfu
 from trainwright.compiler.estimate.flops import executed_flops_per_token, model_flops_per_token
@@ -40,14 +39,18 @@ def make_estimates(
     cost = estimate_cost(training.steps * step_s, workload.devices, rates_of(cluster))
     mfu = estimate_mfu(model_flops, step_s, workload.devices, workload.device.peak_flops_per_s[workload.precision])
     unique = spec.data.unique_tokens if math.isfinite(spec.data.unique_tokens) else 0.0
-    pinned = spec.model.size.pinned or spec.model.shape
-    question = replace(chosen.question, parameters=float(parameters)) if pinned else chosen.question
+    law, question = chosen.variant.law, chosen.question
+    if not spec.model.size_is_open:
+        question = replace(question, parameters=float(parameters))
+    bands = bands_of_answer(law, chosen.variant.sizes, question)
     return Estimates(
         parameters=parameters,
         active_parameters=count_active_parameters(shape, context),
         model_flops_per_step=round_leaf(model_flops),
         executed_flops_per_step=round_leaf(float(executed_flops_per_token(workload, ranked)[0]) * tokens),
-        **_by_law(chosen, question),
+        **_by_law(chosen),
+        parameters_80=bands.parameters,
+        tokens_80=bands.tokens,
         unique_tokens=unique,
         epochs=round_leaf(chosen.trained_tokens / unique) if unique else 0.0,
         inference_flops=round_leaf(chosen.need.inference_flops),
@@ -69,7 +72,7 @@ def make_estimates(
         totals=costs.totals,
         warnings=(
             *chosen.warnings,
-            *warn_of_target(chosen.variant, question),
+            *warn_of_target(law, question.target_loss, bands.unanswered),
             *warn_of_batch(batch, tokens, cost.device_hours, cost.cost_usd),
         ),
         alternatives=tuple(
@@ -88,19 +91,16 @@ def make_estimates(
     )
 
 
-def _by_law(chosen: Candidate, question: Question) -> dict[str, Any]:
-    """What the law says of the model: its loss, and how far its data leave size, tokens and loss open."""
+def _by_law(chosen: Candidate) -> dict[str, Any]:
+    """What the law says of the model: its loss, and how far its data leave it open."""
     law = chosen.variant.law
     counted = count_as(law.facts.counts, chosen.shape, chosen.training.context_length)
     loss = 0.0
     if law.has_loss:
         loss = float(law.loss(np.array([counted]), np.array([float(chosen.trained_tokens)]))[0])
     said = 0 < loss < math.log(chosen.shape.vocab_size)  # above it a uniform guess is better
-    parameters_80, tokens_80 = band_of_answer(law, chosen.variant.sizes, question)
     return {
         "law": law.facts.name,
         "predicted_loss": round_leaf(loss) if said else 0.0,
         "loss_80": band_of_loss(law, counted, float(chosen.trained_tokens)) if said else NONE,
-        "parameters_80": parameters_80,
-        "tokens_80": tokens_80,
     }

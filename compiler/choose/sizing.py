@@ -10,6 +10,7 @@ from trainwright.compiler.choose.question import FORWARD_SHARE, Question, answer
 from trainwright.compiler.choose.sizes import LARGEST, SMALLEST
 from trainwright.compiler.choose.variants import SERVED_BYTES, Variant, most_parameters, sizes_of
 from trainwright.compiler.errors import InfeasibleError
+from trainwright.compiler.estimate.params import count_parameters
 from trainwright.compiler.laws.law import Law
 from trainwright.compiler.plan import Shape
 from trainwright.compiler.resolve import ResolvedSpec
@@ -57,9 +58,8 @@ def ask(spec: ResolvedSpec, flops_per_s: float) -> Question:
     )
 
 
-def choose_size(spec: ResolvedSpec, variants: tuple[Variant, ...], flops_per_s: float) -> Sizing:
+def choose_size(spec: ResolvedSpec, variants: tuple[Variant, ...], question: Question, flops_per_s: float) -> Sizing:
     """Parameters to aim the shape at. Raises InfeasibleError for a loss that no size reaches, and for absurd budgets."""
-    question = ask(spec, flops_per_s)
     law = variants[0].law
     if question.parameters:
         return Sizing(variants[0], Answer(question.parameters, "pinned", "model.size"), "")
@@ -79,11 +79,11 @@ def choose_size(spec: ResolvedSpec, variants: tuple[Variant, ...], flops_per_s: 
 
 
 def choose_token_budget(
-    spec: ResolvedSpec, variant: Variant, shape: Shape, parameters: int, context: int, flops_per_s: float
+    spec: ResolvedSpec, variant: Variant, question: Question, shape: Shape, context: int, flops_per_s: float
 ) -> Answer:
     """Tokens to train the shape on, by its exact FLOPs. Raises InfeasibleError for a loss that the shape does not reach."""
-    question = replace(ask(spec, flops_per_s), parameters=float(parameters))
-    law, sizes = variant.law, sizes_of(shape, context)
+    law, sizes, parameters = variant.law, sizes_of(shape, context), count_parameters(shape, context)
+    question = replace(question, parameters=float(parameters))
     _require_answerable(spec, law, question)
     tokens = float(answer(law, sizes, question, variant.sizes)[1][0])
     if not tokens > 0:

@@ -43,12 +43,7 @@ def _numbers_of_experts(spec: ResolvedSpec) -> tuple[int, ...]:
     rules, given = spec.model.family.rules, spec.model.num_experts
     if given.pinned:
         return (int(given.low),)
-    if (
-        rules.num_experts
-        and math.isfinite(spec.scaling.serving_memory_bytes)
-        and not spec.model.size.pinned
-        and not spec.model.shape
-    ):
+    if rules.num_experts and math.isfinite(spec.scaling.serving_memory_bytes) and spec.model.size_is_open:
         return tuple(rules.experts_per_token * expansion for expansion in EXPANSIONS)
     return (rules.num_experts,)
 

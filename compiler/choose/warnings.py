@@ -2,12 +2,11 @@
 
 import math
 
-from trainwright.compiler.choose.bands import share_without_answer
-from trainwright.compiler.choose.question import Question
 from trainwright.compiler.choose.variants import EXPANSIONS, Variant
 from trainwright.compiler.estimate.flops import model_flops_per_token
 from trainwright.compiler.estimate.params import count_as
 from trainwright.compiler.laws.experts import ExpertsLaw
+from trainwright.compiler.laws.law import Law
 from trainwright.compiler.laws.repeated import RepeatedDataLaw
 from trainwright.compiler.plan import Shape
 from trainwright.compiler.resolve import ResolvedSpec
@@ -41,15 +40,11 @@ def list_warnings(spec: ResolvedSpec, variant: Variant, shape: Shape, tokens: in
     return warnings
 
 
-def warn_of_target(variant: Variant, question: Question) -> list[str]:
-    """How sure it is that a target loss can be reached at all."""
-    if not question.target_loss:
+def warn_of_target(law: Law, target_loss: float, unanswered: float) -> list[str]:
+    """How sure it is that a target loss (0.0: none) can be reached at all; `unanswered`: the share of refits in which not."""
+    if not target_loss or unanswered <= RARELY:
         return []
-    share = share_without_answer(variant.law, variant.sizes, question)
-    if share <= RARELY:
-        return []
-    name = variant.law.facts.name
-    text = f"in {share:.0%} of refits of {name} to resampled runs no run reaches a loss of {question.target_loss:g}: it is "
+    text = f"in {unanswered:.0%} of refits of {law.facts.name} to resampled runs no run reaches a loss of {target_loss:g}: it is "
     return [text + "close to the least that there is"]
 
 
