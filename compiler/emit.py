@@ -17,7 +17,7 @@ from trainwright.compiler.emit_manifest import LAUNCHER_OF_KIND, settings_of, st
 from trainwright.compiler.errors import NotEmittedError
 from trainwright.compiler.plan import Plan, Shape, write_plan
 from trainwright.compiler.plan_stages import Dpo, Sft, StagePlan
-from trainwright.compiler.units import format_quantity
+from trainwright.compiler.units import format_quantity, join_words
 from trainwright.runtime.manifest import (
     MANIFEST_FILE,
     PLAN_FILE,
@@ -147,16 +147,16 @@ def _without_program(plan: Plan) -> list[str]:
         return []
     kinds = list(dict.fromkeys(missing.values()))
     rest = [stage.name for stage in plan.stages if stage.name not in missing and missing.keys() & set(stage.needs)]
-    none = "the kind has no program yet" if len(kinds) == 1 else f"the kinds {_and(kinds)} have no program yet"
+    none = (
+        "the kind has no program yet"
+        if len(kinds) == 1
+        else f"the kinds {join_words(kinds, 'and')} have no program yet"
+    )
     fix = "to compile the others, leave " + ("them" if len(missing) > 1 else "it") + " out of the spec"
     if rest:
-        fix += f", and let {_and(rest)} do without (from, compare)"
+        fix += f", and let {join_words(rest, 'and')} do without (from, compare)"
     named = ", ".join(f"stages.{name} ({kind})" for name, kind in missing.items())
     return [f"{named}: {none}; `trainwright plan` and `explain` cost them; {fix}"]
-
-
-def _and(words: list[str]) -> str:
-    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def _foreign_to_export(shape: Shape) -> list[str]:

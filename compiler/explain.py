@@ -15,7 +15,7 @@ from trainwright.compiler.cost_table import assumption_rows, cost_rows
 from trainwright.compiler.errors import UsageError
 from trainwright.compiler.plan import Interval, Plan, decided_leaves, leaves
 from trainwright.compiler.plan_stages import Dpo, Reinforced, Reward, Sft, TuningSchedule
-from trainwright.compiler.units import format_quantity
+from trainwright.compiler.units import format_count, format_quantity
 
 _FILE_WIDTH = 100_000  # columns: in a file nothing is wrapped or cut
 # Lines of the summary that a plan without a pretrain stage does not have.
@@ -152,19 +152,19 @@ def _trained(plan: Plan) -> dict[str, str]:
         f"{source.name} {format_quantity('fraction', source.weight)}" if weighted else source.name
         for source in data.sources
     )
-    decay = f" in the last {_number(training.decay_steps, 'step')}" if training.decay_steps else ""
+    decay = f" in the last {format_count(training.decay_steps, 'step')}" if training.decay_steps else ""
     course = f" to {training.min_learning_rate:g}{decay}" if training.schedule != "constant" else ""
     lines = {
-        "model": f"{shape.family}, {_count(estimates.parameters)} parameters{active}: {_number(shape.num_layers, 'layer')} of"
-        f" {shape.hidden_size}, ffn {shape.ffn_hidden_size}, {_number(shape.num_attention_heads, 'head')} of {shape.head_dim}"
-        f" ({shape.num_query_groups} key-value), vocabulary {shape.vocab_size}",
+        "model": f"{shape.family}, {_count(estimates.parameters)} parameters{active}: {format_count(shape.num_layers, 'layer')}"
+        f" of {shape.hidden_size}, ffn {shape.ffn_hidden_size}, {format_count(shape.num_attention_heads, 'head')} of"
+        f" {shape.head_dim} ({shape.num_query_groups} key-value), vocabulary {shape.vocab_size}",
         "data": f"{format_quantity('tokens', data.budget_tokens)} of {sources}"
         f"{'' if weighted else ', in proportion to their tokens'}",
-        "training": f"{_number(training.steps, 'step')} x {_number(training.global_batch, 'sequence')} x"
-        f" {_number(training.context_length, 'token')}"
+        "training": f"{format_count(training.steps, 'step')} x {format_count(training.global_batch, 'sequence')} x"
+        f" {format_count(training.context_length, 'token')}"
         f" ({format_quantity('tokens', training.tokens_per_step)} a step), {training.precision}, {training.optimizer}",
         "learning rate": f"{training.learning_rate:g}, {training.schedule}{course},"
-        f" warm-up {_number(training.warmup_steps, 'step')}",
+        f" warm-up {format_count(training.warmup_steps, 'step')}",
     }
     if sized := _bands(plan):
         lines["sized"] = sized
@@ -212,7 +212,7 @@ def _laid_out(plan: Plan) -> dict[str, str]:
         plan.kernels.layer_spec,
     ]
     return {
-        "devices": f"{_number(cluster.nodes, 'node')} x {cluster.devices_per_node} x {cluster.device}",
+        "devices": f"{format_count(cluster.nodes, 'node')} x {cluster.devices_per_node} x {cluster.device}",
         "layout": f"tensor {layout.tensor} x pipeline {layout.pipeline} x data {layout.data}, micro-batch"
         f" {layout.micro_batch} x {layout.micro_batches} a step; {', '.join(extras)}",
     }
@@ -278,16 +278,16 @@ def _settings(plan: Plan) -> Iterator[tuple[str, str]]:
 def _tuned(plan: Plan, stage: Sft | Reward | Dpo, contexts: int) -> str:
     given = stage.training
     return (
-        f"{stage.path or stage.connector}, {_number(given.epochs, 'epoch')} of"
-        f" {_number(given.global_batch, 'row')} x {contexts * plan.training.context_length} tokens, {_rate(given)}"
+        f"{stage.path or stage.connector}, {format_count(given.epochs, 'epoch')} of"
+        f" {format_count(given.global_batch, 'row')} x {contexts * plan.training.context_length} tokens, {_rate(given)}"
     )
 
 
 def _reinforced(stage: Reinforced) -> str:
     given = stage.training
     return (
-        f"{stage.path}, {_number(given.epochs, 'epoch')} of {_number(stage.prompts, 'prompt')} x"
-        f" {_number(stage.volume.samples, 'sample')}, scored by {stage.reward}, {_rate(given)},"
+        f"{stage.path}, {format_count(given.epochs, 'epoch')} of {format_count(stage.prompts, 'prompt')} x"
+        f" {format_count(stage.volume.samples, 'sample')}, scored by {stage.reward}, {_rate(given)},"
         f" kl {stage.kl:g}, clip {stage.clip:g}"
     )
 
@@ -318,10 +318,6 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], header: bool =
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     return table
-
-
-def _number(count: int, of: str) -> str:
-    return f"{count:,} {of}{'' if count == 1 else 's'}"
 
 
 def _count(number: int) -> str:

@@ -31,6 +31,7 @@ from trainwright.compiler.spec_stages import (
     key_of,
     kinds_with,
 )
+from trainwright.compiler.units import join_words
 
 Found = Iterator[tuple[str, str]]  # (path, what is wrong and the fix)
 _CONNECTOR_OF = {
@@ -87,7 +88,7 @@ def _foreign_fields(name: str, kind: str, stage: StageSpec) -> Found:
         kinds = kinds_with(field)
         if getattr(stage, field) is not None and kind not in kinds:
             key = key_of(field)
-            have = f"only a stage of kind {_or(kinds)} has {key}"
+            have = f"only a stage of kind {join_words(kinds)} has {key}"
             yield f"stages.{name}.{key}", f"{have}, and {name} is of kind {kind}; remove it"
 
 
@@ -95,7 +96,7 @@ def _origin(stages: Stages, name: str) -> Found:
     """`from` leads to a model, and not back to where it began."""
     path, origin = f"stages.{name}.from", origin_of(stages, name)
     models = [other for other in stages if other != name and _leads_to_model(stages, other)]
-    known = f"take {_or(models)}, or" if models else "add pretrain: {}, or"
+    known = f"take {join_words(models)}, or" if models else "add pretrain: {}, or"
     fix = f'{known} a path to a checkpoint, which holds a "/"'
     if not origin:
         yield path, f"there is no stage with a model above {name} to start from; {fix}"
@@ -142,7 +143,7 @@ def _prompts(name: str, kind: str, stage: StageSpec) -> Found:
         near = sorted({max(1, batch.count // samples) * samples, -(-batch.count // samples) * samples})
         text = (
             f"{batch.count} sequences / samples {samples} = {batch.count / samples:.4g} prompts a step, and only whole ones"
-            f" exist; take {_or(map(str, near))}"
+            f" exist; take {join_words(map(str, near))}"
         )
         yield f"{path}.global_batch", text
     whole, part = batch.count if batch is not None else 0, stage.minibatch
@@ -155,7 +156,7 @@ def _reward(stages: Stages, name: str) -> Found:
     """Answers are scored by a reward stage on the tokens of the policy, which is there before it; or by a verifier."""
     path, reward = f"stages.{name}.reward", reward_of(stages, name)
     scorers = [other for other in stages if kind_of(stages, other) == "reward" and not stands_on(stages, other, name)]
-    known = f"take {_or(scorers)}, or" if scorers else "add a stage of kind reward above it, or name"
+    known = f"take {join_words(scorers)}, or" if scorers else "add a stage of kind reward above it, or name"
     fix = (
         f'{known} a path to a checkpoint of one, which holds a "/", or {VERIFIER} where a program can check the answers'
     )
@@ -183,7 +184,7 @@ def _records(name: str, kind: str, stage: StageSpec) -> Found:
         text = f"{connector} makes records for {others}; for {kind} it is {_CONNECTOR_OF[kind]}"
         yield f"{path}.connector", text
     if stage.too_long is not None and stage.too_long not in _TOO_LONG_OF[kind]:
-        text = f"a pair of answers cannot be split as a conversation can; take {_or(_TOO_LONG_OF[kind])}"
+        text = f"a pair of answers cannot be split as a conversation can; take {join_words(_TOO_LONG_OF[kind])}"
         yield f"{path}.too_long", text
 
 
@@ -197,7 +198,7 @@ def _readable(path: str, data: str | None, endings: tuple[str, ...]) -> Found:
     """Files of another format by their names; a pattern whose ending is open may name any."""
     _, dot, ending = (data or "").rpartition("/")[2].rpartition(".")
     if dot and not set("*?[") & set(ending) and not (data or "").endswith(endings):
-        yield f"{path}.data", f"{data} does not end in {_or(endings)}; write it as JSON Lines, one object a line"
+        yield f"{path}.data", f"{data} does not end in {join_words(endings)}; write it as JSON Lines, one object a line"
 
 
 def _rates(name: str, stage: StageSpec) -> Found:
@@ -211,7 +212,7 @@ def _compare(stages: Stages, name: str) -> Found:
     evaluated, base = model_of(stages, name), base_of(stages, name)
     compared = stages[name].compare or ()
     models = [other for other in stages if kind_of(stages, other) in MODEL_KINDS and other != evaluated]
-    take = f"take {_or(models)}" if models else "remove it"
+    take = f"take {join_words(models)}" if models else "remove it"
     for index, other in enumerate(compared):
         path = f"stages.{name}.compare[{index}]"
         if other in compared[:index]:
@@ -264,11 +265,6 @@ def _one_of_each(stages: Stages) -> Found:
         if len(names) > 1:
             text = f"{' and '.join(names)} are both of kind {kind}, and a plan pretrains one model; keep one"
             yield f"stages.{names[1]}", text
-
-
-def _or(words: Iterable[str]) -> str:
-    *most, last = words
-    return f"{', '.join(most)} or {last}" if most else last
 
 
 def _meant(word: str, known: Iterable[str]) -> str:

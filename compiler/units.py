@@ -1,11 +1,11 @@
-"""Quantities: strings with units ("1.4T tokens", "21 days", "$2M") to SI base units and back.
+"""Quantities: strings with units ("1.4T tokens", "21 days", "$2M") to SI base units and back; and how messages count and list.
 
 Multipliers: k, M, B (or G), T are 1e3, 1e6, 1e9, 1e12. Bytes: kB, MB, GB, TB are powers of 1000; KiB, MiB, GiB, TiB of 1024.
 Arithmetic is decimal, so "2.9M tokens" is exactly 2,900,000.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -160,6 +160,17 @@ def format_quantity(kind: str, amount: float) -> str:
         suffix, factor = "", 1.0
     unit = _SUFFIX.get(kind, "")
     return f"{'$' if kind == 'money' else ''}{_digits(amount / factor)}{suffix}{unit.removesuffix('s') if amount == 1 else unit}"
+
+
+def join_words(words: Iterable[str], last: str = "or") -> str:
+    """ "a, b or c", for messages."""
+    *most, end = words
+    return f"{', '.join(most)} {last} {end}" if most else end
+
+
+def format_count(count: int, of: str) -> str:
+    """ "1 step", "2,000 steps"."""
+    return f"{count:,} {of}{'' if count == 1 else 's'}"
 
 
 def _digits(value: float) -> str:

@@ -31,7 +31,7 @@ from trainwright.compiler.plan import (
 from trainwright.compiler.plan_stages import Dpo, Ppo, Reinforced, Reward, Sft, StagePlan, Tuned
 from trainwright.compiler.ranges import list_divisors
 from trainwright.compiler.resolve import ResolvedPower, ResolvedSpec
-from trainwright.compiler.units import format_quantity
+from trainwright.compiler.units import format_count, format_quantity
 
 # Kinds of which a plan does not know how much they read.
 _UNKNOWN = {
@@ -134,7 +134,7 @@ def _pretrain(context: _Context, stage: StagePlan) -> StageEstimate:
 
 def _supervised(shape: Shape, tuned: Sft | Reward | Dpo) -> tuple[Work, str]:
     volume, epochs = tuned.volume, tuned.training.epochs
-    passes = f"{epochs} epoch{'' if epochs == 1 else 's'}, rows packed full"
+    passes = f"{format_count(epochs, 'epoch')}, rows packed full"
     if isinstance(tuned, Sft):
         length = volume.prompt_tokens + volume.answer_tokens
         text = f"{volume.examples:,} conversations of {length:,} tokens, {passes}"

@@ -30,6 +30,7 @@ from trainwright.compiler.laws.rates import Run
 from trainwright.compiler.plan import Shape, Training, Validation
 from trainwright.compiler.ranges import Range
 from trainwright.compiler.resolve import ResolvedSpec
+from trainwright.compiler.units import format_count
 
 DEFAULT_SEED = 1234  # Megatron-LM's
 SAMPLE_TOKENS = 48
@@ -191,8 +192,8 @@ def _warmup(spec: ResolvedSpec, ledger: Ledger, suggestion: Suggestion, steps: i
     if warmup >= steps and spec.training.warmup.pinned and warmup:
         share = ", or state it as a share of the steps" if spec.training.warmup_unit == "steps" else ""
         raise IllegalPlanError(
-            f"{place(spec, 'training.warmup')}: {warmup:,} steps of warm-up leave none of the run's {_count(steps)}; "
-            f"shorten it{share}"
+            f"{place(spec, 'training.warmup')}: {warmup:,} steps of warm-up leave none of the run's"
+            f" {format_count(steps, 'step')}; shorten it{share}"
         )
     return ledger.note("training.warmup_steps", warmup, "default", suggestion.text, pin="training.warmup")
 
@@ -207,14 +208,14 @@ def _decay(spec: ResolvedSpec, ledger: Ledger, schedule: str, steps: int, warmup
     decay = _stated(spec.training.decay, spec.training.decay_unit, steps, suggestion.value)
     if not decay:
         raise IllegalPlanError(
-            f"{place(spec, 'training.decay')}: none of the run's {_count(steps)} is left for the decay that ends wsd; lengthen"
-            " it, or take schedule: constant"
+            f"{place(spec, 'training.decay')}: none of the run's {format_count(steps, 'step')} is left for the decay"
+            " that ends wsd; lengthen it, or take schedule: constant"
         )
     if warmup + decay > steps:
         in_steps = "steps" in (spec.training.warmup_unit, spec.training.decay_unit)
         raise IllegalPlanError(
             f"{place(spec, 'training.decay', 'training.warmup')}: {warmup:,} steps of warm-up + {decay:,} of decay = "
-            f"{warmup + decay:,}, and the run has {_count(steps)}; shorten one"
+            f"{warmup + decay:,}, and the run has {format_count(steps, 'step')}; shorten one"
             f"{', or state them as shares of the steps' if in_steps else ''}"
         )
     return ledger.note("training.decay_steps", decay, "default", suggestion.text, pin="training.decay")
@@ -225,7 +226,3 @@ def _stated(given: Range, unit: str, steps: int, suggested: float) -> int:
     if not given.pinned:
         return round(suggested)
     return round(given.low if unit == "steps" else given.low * steps)
-
-
-def _count(steps: int) -> str:
-    return f"{steps:,} step{'' if steps == 1 else 's'}"

@@ -1,7 +1,6 @@
 """Batches of the tuning stages: what the spec or a recipe wants, in wholes that the plan's layout can divide."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trainwright.compiler.choose.kernels import SAVE_EVERY_S, round_down
@@ -11,6 +10,7 @@ from trainwright.compiler.facts import Recipe
 from trainwright.compiler.plan import Layout, Training
 from trainwright.compiler.ranges import list_divisors
 from trainwright.compiler.resolve_stages import ResolvedTuning
+from trainwright.compiler.units import join_words
 
 SAVE_EVERY_STEPS = 100
 # Contexts that a row may fill: a row of reward or dpo holds whole pairs, of which each answer may fill one.
@@ -83,7 +83,7 @@ def choose_minibatch(one: Batching, batch: int) -> int:
             raise one.refuse(
                 "minibatch",
                 f"global_batch {batch} / minibatch {stated} = {batch / stated:.4g} updates, minibatch {stated} / data {data} ="
-                f" {stated / data:.4g} episodes a device, and only whole ones exist; take {_or(fitting)}",
+                f" {stated / data:.4g} episodes a device, and only whole ones exist; take {join_words(fitting)}",
             )
         return stated
     return list_divisors(batch // data, max(1, int(usual.value) // data))[-1] * data
@@ -118,7 +118,3 @@ def choose_cadence(one: Batching, batch: int, pretraining_step_s: float) -> int:
     )
     every = max(1, min(round_down(SAVE_EVERY_S / step_s), SAVE_EVERY_STEPS))
     return one.section.note("checkpoint_every_steps", every, "derived", text)
-
-
-def _or(words: Sequence[str]) -> str:
-    return " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))

@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from trainwright.compiler.errors import InfeasibleError, UsageError
 from trainwright.compiler.facts import COUNTS
 from trainwright.compiler.fit.approach3 import Problem
+from trainwright.compiler.fit.identify import AHEAD
 from trainwright.compiler.fit.law_file import law_of, require_replaceable, write_law
 from trainwright.compiler.fit.plot import require_plot, write_plot
 from trainwright.compiler.fit.report import fit_json, fit_table, refusal_text, sweep_json, sweep_table, without_nan
@@ -19,7 +20,6 @@ from trainwright.compiler.fit.runs import FEWEST_RUNS, Runs, read_runs
 from trainwright.compiler.fit.suggest import Sweep, suggest
 from trainwright.compiler.units import UnitError, parse_quantity
 
-AHEAD = 10.0  # times the largest run's FLOPs: what a sweep aims at unless the user says
 FLOPS = (1e3, 1e40)  # of budgets
 NAMED = 3  # runs of a sweep, in a refusal
 

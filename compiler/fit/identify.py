@@ -14,7 +14,9 @@ LEAST_E = 0.01  # of the lowest loss: below, E is at its bound
 MOST_DRAWS_AT_BOUND = 0.025  # more, and the 95 % interval reaches the bound
 LEAST_SPAN = 3.0  # of params, tokens and tokens a parameter, the largest over the smallest
 EXPONENTS = (0.01, 2.0)  # outside, a term is flat or a step over the runs, and no power law
-AHEAD = 10.0  # times the largest run's FLOPs, where the bands below are read
+AHEAD = (
+    10.0  # times the largest run's FLOPs, where the bands below are read, and at what a sweep aims unless the user says
+)
 WIDEST_SIZE = 4.0  # 80 % interval of the best size there, high over low
 WIDEST_LOSS = 1.1  # of the loss
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from trainwright.compiler.errors import FileError, RunsError
 from trainwright.compiler.fit.approach3 import Floats
-from trainwright.compiler.units import UnitError, parse_quantity
+from trainwright.compiler.units import UnitError, format_count, parse_quantity
 
 FEWEST_RUNS = 8  # three more than the law has constants
 MOST_PROBLEMS = 10  # that one message lists
@@ -109,7 +109,7 @@ def read_runs(path: Path, fewest: int = FEWEST_RUNS) -> Runs:
         raise RunsError("\n".join(problems[:MOST_PROBLEMS] + more))
     if len(rows) < fewest:
         raise RunsError(
-            f"{path}: {len(rows)} different run{'' if len(rows) == 1 else 's'}; a law of five constants takes {fewest} at least: "
+            f"{path}: {format_count(len(rows), 'different run')}; a law of five constants takes {fewest} at least: "
             f"`trainwright fit {path} --suggest FLOPS` says which to add"
         )
     params, tokens, loss = (np.array([row.values[name] for row in rows]) for name in REQUIRED)
