@@ -7,17 +7,12 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
 from megatron.core.models.gpt import GPTModel
-from megatron.core.models.gpt.gpt_layer_specs import (
-    get_gpt_layer_local_spec,
-    get_gpt_layer_with_transformer_engine_spec,
-)
 from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.transformer.module import Float16Module
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 
 from trainwright.runtime.errors import Unsupported
-from trainwright.runtime.megatron.layers import CausalAttention, Norm
 from trainwright.runtime.megatron.platform import Literals, Platform
+from trainwright.runtime.megatron.specs import layer_specs
 
 
 @dataclass(frozen=True)
@@ -103,7 +98,7 @@ def _build_module(literals: Literals, embedding: Embedding, platform: Platform) 
     rope = embedding.positions == "rope"
     gpt = GPTModel(
         config=config,
-        transformer_layer_spec=_layer_spec(literals),
+        transformer_layer_spec=layer_specs(literals),
         vocab_size=embedding.padded_vocab_size,
         max_sequence_length=embedding.sequence_length,
         pre_process=parallel_state.is_pipeline_first_stage(),
@@ -114,20 +109,3 @@ def _build_module(literals: Literals, embedding: Embedding, platform: Platform) 
         rotary_base=embedding.rotary_base if rope else 10_000,
     ).to(platform.device)
     return gpt, Float16Module(config, gpt) if config.bf16 or config.fp16 else gpt
-
-
-def _layer_spec(literals: Literals) -> Any:
-    config = literals.model
-    if literals.layer_spec == "transformer_engine":
-        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
-    if literals.layer_spec != "local":
-        raise Unsupported(f"layer_spec={literals.layer_spec!r} is unknown: write 'local' or 'transformer_engine'")
-    layer = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization=config.normalization)
-    parts = layer.submodules
-    parts.input_layernorm = parts.pre_mlp_layernorm = Norm
-    attention = parts.self_attention.submodules
-    attention.core_attention = CausalAttention
-    if config.qk_layernorm:
-        attention.q_layernorm = attention.k_layernorm = Norm
-    # Given whole, a block's submodules also name its final norm; a bare layer spec would get Megatron-Core's own.
-    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=Norm)

@@ -20,18 +20,24 @@ PATIENCE = timedelta(hours=6)
 
 @dataclass(frozen=True)
 class Parallel:
-    """The layout: tensor x pipeline x data processes."""
+    """The layout: tensor x pipeline x context x data processes. The experts of a mixture are laid out on the same processes
+    anew: expert_tensor x expert x pipeline of them hold all experts once."""
 
-    tensor: int
-    pipeline: int
-    data: int
+    tensor: int = 1
+    pipeline: int = 1
+    data: int = 1
+    virtual_pipeline: int = 1  # chunks a pipeline stage
+    context: int = 1
+    expert: int = 1
+    expert_tensor: int = 1  # 1 in a dense model
 
     @property
     def world_size(self) -> int:
-        return self.tensor * self.pipeline * self.data
+        return self.tensor * self.pipeline * self.context * self.data
 
     def __str__(self) -> str:
-        factors = f"tensor {self.tensor} x pipeline {self.pipeline} x data {self.data}"
+        degrees = {"tensor": self.tensor, "pipeline": self.pipeline, "context": self.context, "data": self.data}
+        factors = " x ".join(f"{name} {n}" for name, n in degrees.items() if n > 1 or name != "context")
         return f"{factors} = {self.world_size} process{'es' if self.world_size > 1 else ''}"
 
 
