@@ -35,6 +35,7 @@ def random_layouts(rows: int, seed: int) -> Layouts:
         return np.left_shift(1, generator.integers(0, most.bit_length(), rows))
 
     tensor = draw(8)
+    nothing, off = np.zeros(rows, dtype=np.int64), np.zeros(rows, dtype=np.bool_)
     return Layouts(
         tensor=tensor,
         pipeline=draw(32),
@@ -48,6 +49,15 @@ def random_layouts(rows: int, seed: int) -> Layouts:
         distributed_optimizer=np.ones(rows, dtype=np.bool_),
         recompute=generator.integers(0, 3, rows),
         padded_vocab_size=np.full(rows, 128256),
+        expert_tensor=nothing + 1,
+        first_stage_layers=nothing,
+        last_stage_layers=nothing,
+        embedding_as_layer=off,
+        loss_as_layer=off,
+        fsdp=nothing,
+        recompute_modules=nothing,
+        recompute_method=nothing,
+        recompute_layers=nothing,
     )
 
 

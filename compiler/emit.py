@@ -15,7 +15,7 @@ import jinja2
 
 from trainwright.compiler.emit_manifest import LAUNCHER_OF_KIND, settings_of, stage_entry
 from trainwright.compiler.errors import NotEmittedError
-from trainwright.compiler.plan import Plan, Shape, write_plan
+from trainwright.compiler.plan import Layout, Plan, Shape, write_plan
 from trainwright.compiler.plan_stages import Dpo, Sft, StagePlan
 from trainwright.compiler.units import format_quantity, join_words
 from trainwright.runtime.manifest import (
@@ -30,15 +30,15 @@ from trainwright.runtime.manifest import (
 
 EXECUTABLE = frozenset({"launch.sh"})
 
-_LINE = 88  # columns: `ruff format`'s own default, which programs keep to
-# Megatron-Core's words for ours (TransformerConfig of 0.16: recompute_*; selective recomputes the core attention,
-# Korthikanti et al. 2022, section 5).
-_RECOMPUTE: dict[str, dict[str, Any]] = {
-    "none": {"granularity": None, "modules": None, "method": None, "num_layers": None},
-    "selective": {"granularity": "selective", "modules": ["core_attn"], "method": None, "num_layers": None},
-    "full": {"granularity": "full", "modules": None, "method": "uniform", "num_layers": 1},
+DEGREES = ("tensor", "pipeline", "virtual_pipeline", "context", "expert", "expert_tensor", "data")
+_ONE_PROCESS: dict[str, Any] = dict.fromkeys(DEGREES, 1) | {
+    **dict.fromkeys(("first_stage_layers", "last_stage_layers"), 0),
+    **dict.fromkeys(("embedding_as_layer", "loss_as_layer"), False),
 }
+_LINE = 88  # columns: `ruff format`'s own default, which programs keep to
 _ACTIVATION = {"silu": "torch.nn.functional.silu", "gelu": "torch.nn.functional.gelu"}
+# Megatron-Core's words for how experts are balanced (TransformerConfig.moe_router_load_balancing_type).
+_BALANCING = {"none": "none", "aux_loss": "aux_loss", "seq_aux_loss": "seq_aux_loss", "bias": "none"}
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,30 @@ class _Words:
     weights: tuple[float, ...]  # of the sources; empty: by tokens
     multi_node: bool
     last_node: int
+
+
+@dataclass(frozen=True)
+class _Literals:
+    """Megatron-Core's words for a plan's: absence is None there (TransformerConfig of 0.16)."""
+
+    config: str  # the class
+    pipelined: bool
+    chunks: int | None
+    first_stage_layers: int | None
+    last_stage_layers: int | None
+    recompute: str | None
+    recompute_modules: list[str] | None
+    recompute_method: str | None
+    recompute_layers: int | None
+    q_lora_rank: int | None
+    shared_experts: int | None
+    moe_layers: str  # source: a list of a 1 a mixture and a 0 a dense layer
+    router_scaling: float | None
+    router_groups: int | None
+    router_group_topk: int | None
+    router_z_loss: float | None
+    balancing: str
+    fp8: bool
 
 
 def emit_bundle(plan: Plan) -> Bundle:
@@ -102,9 +126,11 @@ def _values(plan: Plan, stage: StagePlan, words: _Words, program: str) -> dict[s
     tuned = isinstance(given, Sft | Dpo)
     layout = plan.layout
     if stage.kind in ("evaluate", "export"):
-        layout = replace(layout, recompute="none")  # no backward pass
+        layout = replace(  # no backward pass
+            layout, recompute="none", recompute_modules=(), recompute_method="none", recompute_layers=0
+        )
     if stage.kind == "export":
-        layout = replace(layout, tensor=1, pipeline=1, sequence_parallel=False)  # one process
+        layout = replace(layout, sequence_parallel=False, **_ONE_PROCESS)
     return {
         "plan": plan,
         "stage": stage,
@@ -113,7 +139,7 @@ def _values(plan: Plan, stage: StagePlan, words: _Words, program: str) -> dict[s
         "needs": _needs_by_kind(plan, stage),
         "given": given,
         "layout": layout,
-        "recompute": _RECOMPUTE[layout.recompute],
+        "megatron": _literals(plan, layout),
         "tuned": tuned,
         "rates": given.training if isinstance(given, Sft | Dpo) else plan.training,
     }
@@ -122,8 +148,6 @@ def _values(plan: Plan, stage: StagePlan, words: _Words, program: str) -> dict[s
 def not_emitted(plan: Plan) -> list[str]:
     """What of a plan no template emits yet, one line each; empty for a plan that compiles."""
     lines = _without_program(plan)
-    if plan.shape.num_experts:
-        lines.append(f"model.family: {plan.shape.family} is a mixture of experts; dense models compile today")
     lines.extend(
         f"stages.{stage.stage}: {plan.shape.family} has {', '.join(foreign)}, and Hugging Face's Llama and Qwen3 formats have no "
         "place for that; leave the stage out, or take a family like llama, llama2 or qwen3"
@@ -132,11 +156,6 @@ def not_emitted(plan: Plan) -> list[str]:
     )
     if plan.shape.activation not in _ACTIVATION:
         lines.append(f"model: activation {plan.shape.activation} is not emitted yet; {' and '.join(_ACTIVATION)} are")
-    lines.extend(
-        f"layout.{degree}: {getattr(plan.layout, degree)} is not emitted yet; 1 is"
-        for degree in ("virtual_pipeline", "context", "expert")
-        if getattr(plan.layout, degree) > 1
-    )
     return lines
 
 
@@ -225,6 +244,41 @@ def _needs_by_kind(plan: Plan, stage: StagePlan) -> dict[str, str]:
     return {kinds[name]: name for name in stage.needs}
 
 
+def _literals(plan: Plan, layout: Layout) -> _Literals:
+    shape, training = plan.shape, plan.training
+    balancing = _BALANCING[training.balancing]
+    return _Literals(
+        config="MLATransformerConfig" if shape.kv_lora_rank else "TransformerConfig",
+        pipelined=layout.pipeline > 1,
+        chunks=layout.virtual_pipeline if layout.virtual_pipeline > 1 else None,
+        first_stage_layers=layout.first_stage_layers or None,
+        last_stage_layers=layout.last_stage_layers or None,
+        recompute=None if layout.recompute == "none" else layout.recompute,
+        recompute_modules=list(layout.recompute_modules) or None,
+        recompute_method=None if layout.recompute_method == "none" else layout.recompute_method,
+        recompute_layers=layout.recompute_layers or None,
+        q_lora_rank=shape.q_lora_rank or None,
+        shared_experts=shape.shared_ffn_hidden_size or None,
+        moe_layers=_moe_layers(shape),
+        router_scaling=None if shape.router_scaling == 1.0 else shape.router_scaling,
+        router_groups=shape.router_groups or None,
+        router_group_topk=shape.router_group_topk or None,
+        router_z_loss=training.router_z_loss or None,
+        balancing=balancing,
+        fp8=plan.kernels.fp8 != "none",
+    )
+
+
+def _moe_layers(shape: Shape) -> str:
+    """Which layers are mixtures, as Python source."""
+    rest, every = shape.num_layers - shape.first_dense_layers, shape.moe_every
+    dense = f"[0] * {shape.first_dense_layers} + " if shape.first_dense_layers else ""
+    if every == 1:
+        return f"{dense}[1] * {rest}"
+    period = ", ".join(["0"] * (every - 1) + ["1"])
+    return f"{dense}[{period}] * {rest // every}" + (f" + [0] * {rest % every}" if rest % every else "")
+
+
 def _row(stage: Stage) -> dict[str, Any]:
     return {
         "program": stage.program,
@@ -239,7 +293,7 @@ def _row(stage: Stage) -> dict[str, Any]:
 def _words(plan: Plan) -> _Words:
     cluster, estimates, layout = plan.cluster, plan.estimates, plan.layout
     devices = cluster.nodes * cluster.devices_per_node
-    degrees = {"tensor": layout.tensor, "pipeline": layout.pipeline, "data": layout.data}
+    degrees = {name.replace("_", " "): getattr(layout, name) for name in DEGREES}
     multi_node = cluster.nodes > 1
     rendezvous = (
         f"--nnodes {cluster.nodes} --nproc-per-node {cluster.devices_per_node} "

@@ -59,6 +59,32 @@ class Rules:
     width_per_layer: tuple[tuple[float, float], ...]  # (parameters, hidden_size / num_layers), rising
     num_experts: int
     experts_per_token: int
+    shape: Mapping[str, Any]  # further fields of a Shape, alike in every size: those that differ from PLAIN
+
+
+# Fields of a Shape that most families leave as they are.
+PLAIN: Mapping[str, Any] = MappingProxyType(
+    {
+        "zero_centered_norm": False,
+        "rotary_scaling": 0.0,
+        "no_rope_every": 0,
+        "qk_l2_norm": False,
+        "q_lora_rank": 0,
+        "kv_lora_rank": 0,
+        "qk_rope_head_dim": 0,
+        "v_head_dim": 0,
+        "shared_ffn_hidden_size": 0,
+        "first_dense_layers": 0,
+        "moe_every": 1,
+        "router_pre_softmax": False,
+        "router_scaling": 1.0,
+        "router_groups": 0,
+        "router_group_topk": 0,
+        "router_bias": False,
+        "router_on_input": False,
+        "mtp_layers": 0,
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -279,7 +305,7 @@ def _families() -> Mapping[str, Family]:
 
 
 def _family(name: str, raw: Mapping[str, Any]) -> Family:
-    given: dict[str, Any] = {"num_experts": 0, "experts_per_token": 0} | dict(raw["rules"])
+    given: dict[str, Any] = {"num_experts": 0, "experts_per_token": 0, "shape": {}} | dict(raw["rules"])
     given["ffn_ratio"] = tuple(float(ratio) for ratio in given["ffn_ratio"])
     given["tied_up_to"] = float(given["tied_up_to"])
     given["width_per_layer"] = tuple((float(size), float(width)) for size, width in given["width_per_layer"].items())
@@ -300,6 +326,8 @@ def make_shape(family: str, rules: Rules, numbers: Mapping[str, Any]) -> Shape:
         "head_dim": numbers["hidden_size"] // numbers["num_attention_heads"],
         "vocab_size": rules.vocab_size,
         "tied_embeddings": rules.tied_up_to >= 1e15,
+        "expert_ffn_hidden_size": numbers["ffn_hidden_size"] if experts else 0,
+        "router_score": "softmax" if experts else "none",
     }
     return Shape(
         family=family,
@@ -314,8 +342,7 @@ def make_shape(family: str, rules: Rules, numbers: Mapping[str, Any]) -> Shape:
         qk_norm=rules.qk_norm,
         num_experts=rules.num_experts,
         experts_per_token=rules.experts_per_token,
-        expert_ffn_hidden_size=numbers["ffn_hidden_size"] if experts else 0,
-        **(defaults | dict(numbers)),
+        **(dict(PLAIN) | defaults | dict(rules.shape) | dict(numbers)),
     )
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from trainwright.compiler.canonical import build, canonical_json, to_plain
 from trainwright.compiler.plan_stages import Dpo, Evaluate, Export, Grpo, Ppo, Reward, Sft, StagePlan, Tuned
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 # The parts of a plan whose leaves have reasons.
 DECIDED = (
     *("shape", "data", "training", "validation"),
@@ -50,18 +50,40 @@ class Shape:
     head_dim: int
     vocab_size: int  # without padding
     gated: bool  # SwiGLU-like: three matrices in the FFN, not two
-    activation: str  # "silu" | "gelu" | "squared_relu"
+    activation: str  # "silu" | "gelu" | "gelu_tanh" | "squared_relu"
     normalization: str  # "RMSNorm" | "LayerNorm"
     norm_epsilon: float
-    positions: str  # "rope" | "learned"
+    zero_centered_norm: bool  # a norm's weight is stored less 1 (Gemma)
+    positions: str  # "rope" | "learned" | "alibi" | "none"
     rotary_base: int  # 0 without RoPE
+    rotary_scaling: float  # factor of Llama 3's scaling of the rotary frequencies; 0.0: none
+    no_rope_every: int  # every n-th layer has no positions (Llama 4); 0: all layers have them
     tied_embeddings: bool
     linear_bias: bool
     qkv_bias: bool
     qk_norm: bool
-    num_experts: int  # 0: dense
-    experts_per_token: int  # 0: dense
-    expert_ffn_hidden_size: int  # 0: dense
+    qk_l2_norm: bool  # queries and keys of length 1, without a weight (Llama 4)
+    # Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1); all 0: none. With it, head_dim is the part of a
+    # query or key without positions.
+    q_lora_rank: int  # of the compressed queries; 0: queries are not compressed
+    kv_lora_rank: int  # of the compressed keys and values
+    qk_rope_head_dim: int  # the part of a query or key with positions
+    v_head_dim: int
+    # Mixture of experts; numbers 0, words "none": dense.
+    num_experts: int
+    experts_per_token: int
+    expert_ffn_hidden_size: int
+    shared_ffn_hidden_size: int  # of the expert that every token uses; 0: none
+    first_dense_layers: int  # layers before the first mixture
+    moe_every: int  # of the layers after those, every n-th is a mixture; 1: all
+    router_score: str  # "softmax" | "sigmoid"
+    router_pre_softmax: bool  # softmax over all experts, not over the chosen ones
+    router_scaling: float  # factor of the chosen experts' scores; 1.0: none
+    router_groups: int  # the experts' groups, of which the best `router_group_topk` are looked at; 0: none
+    router_group_topk: int
+    router_bias: bool  # experts are chosen by score + bias, which balances them without a loss (DeepSeek-V3)
+    router_on_input: bool  # scores multiply the experts' inputs, not their outputs (Llama 4)
+    mtp_layers: int  # multi-token prediction (DeepSeek-V3): layers that predict tokens further on; 0: none
 
 
 @dataclass(frozen=True)
@@ -105,10 +127,10 @@ class Training:
     global_batch: int  # sequences a step
     tokens_per_step: int
     steps: int
-    optimizer: str  # "adam" (AdamW)
+    optimizer: str  # "adam" (AdamW) | "lion"
     learning_rate: float  # peak
     min_learning_rate: float
-    schedule: str  # "cosine" | "wsd" (constant, then a decay at the end) | "constant"
+    schedule: str  # "cosine" | "linear" | "wsd" (constant, then a decay at the end) | "constant"
     warmup_steps: int
     decay_steps: int  # of wsd; 0: another schedule
     decay_style: str  # of wsd: "minus_sqrt" (1 - the root of the share that is done); "none": another schedule
@@ -116,8 +138,22 @@ class Training:
     beta2: float
     epsilon: float
     weight_decay: float
+    undecayed: tuple[str, ...]  # parameters without weight decay: of "biases", "norms", "embeddings"
     clip_grad: float  # global norm
     init_std: float
+    mup_width: float  # hidden_size / that of muP's base; 1.0: no muP
+    hidden_dropout: float
+    attention_dropout: float
+    z_loss: float  # weight of the squared log of the softmax's normaliser (PaLM); 0.0: none
+    balancing: str  # of experts: "none" | "aux_loss" | "seq_aux_loss" | "bias"
+    aux_loss: float  # weight of the balancing loss
+    bias_rate: float  # step of the routers' bias
+    router_z_loss: float  # as z_loss, of the routers (ST-MoE)
+    mtp_loss: float  # weight of the loss of multi-token prediction
+    # Batch ramp-up: from `ramp_start` up to global_batch by `ramp_increment` sequences, over `ramp_sequences`; all 0: none.
+    ramp_start: int
+    ramp_increment: int
+    ramp_sequences: int
     seed: int
 
 
@@ -133,7 +169,8 @@ class Validation:
 
 @dataclass(frozen=True)
 class Layout:
-    """The degrees. tensor x pipeline x context x data = devices; global_batch = micro_batch x micro_batches x data."""
+    """The degrees. tensor x pipeline x context x data = devices; global_batch = micro_batch x micro_batches x data. The experts
+    of a mixture are laid out anew: expert_tensor x expert x pipeline devices hold all of them once."""
 
     tensor: int
     pipeline: int
@@ -145,8 +182,17 @@ class Layout:
     micro_batches: int  # a step and data-parallel rank
     sequence_parallel: bool
     distributed_optimizer: bool  # ZeRO-1: optimizer states sharded over data
-    recompute: str  # "none" | "selective" (core attention) | "full" (every layer)
+    recompute: str  # "none" | "selective" | "full"
     padded_vocab_size: int  # vocabulary rounded up so that it divides by tensor
+    expert_tensor: int = 1  # tensor-parallel degree inside an expert; 1 in a dense model
+    first_stage_layers: int = 0  # 0: as many as the other stages
+    last_stage_layers: int = 0
+    embedding_as_layer: bool = False  # the first stage has a layer less, for the embedding
+    loss_as_layer: bool = False  # the last stage has a layer less, for the output layer and the loss
+    fsdp: str = "none"  # Megatron's FSDP, what it shards: "optim" | "optim_grads" | "optim_grads_params"
+    recompute_modules: tuple[str, ...] = ()  # of selective: Megatron-Core's names
+    recompute_method: str = "none"  # of full: "uniform" | "block"
+    recompute_layers: int = 0  # of full: layers a unit (uniform) or a stage (block)
 
 
 @dataclass(frozen=True)
@@ -164,6 +210,13 @@ class Kernels:
     masked_softmax_fusion: bool
     gradient_accumulation_fusion: bool
     apply_rope_fusion: bool
+    fp8: str  # "none" | "e4m3" | "hybrid"
+    fp8_recipe: str  # "none" | "delayed" | "tensorwise" | "mxfp8" | "blockwise"
+    moe_dispatcher: str  # "none" (dense) | "alltoall" | "allgather"
+    moe_grouped_gemm: bool  # the products of all of a device's experts in one kernel
+    batch_p2p_comm: bool  # sends and receives between stages in one batch
+    overlap_p2p_comm: bool  # they run beside the computation
+    deallocate_pipeline_outputs: bool  # a stage's output is freed once it is sent
     checkpoint_every_steps: int
     checkpoint_keep_last: int
 

@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 
 from trainwright.compiler.estimate.flops import model_flops_per_token
 from trainwright.compiler.estimate.params import count_parameters
+from trainwright.compiler.facts import PLAIN
 from trainwright.compiler.plan import Shape
 
 CLAIMS = load_benchmark("published").load_claims()
@@ -71,6 +72,8 @@ def _shape_of(name: str, raw: dict[str, Any]) -> Shape:
         num_experts=experts["num_experts"],
         experts_per_token=experts["topk"],
         expert_ffn_hidden_size=experts["moe_ffn"],
+        router_score="softmax" if experts["num_experts"] else "none",
+        **PLAIN,
     )
 
 

@@ -99,6 +99,38 @@ def choose_kernels(
             "Transformer Engine has a kernel for rotary positions",
             f"no kernel: it needs Transformer Engine and rotary positions; here {layer_spec}, {shape.positions}",
         ),
+        fp8=ledger.note("kernels.fp8", "none", "derived", f"training.precision is {precision}"),
+        fp8_recipe=ledger.note("kernels.fp8_recipe", "none", "derived", f"training.precision is {precision}"),
+        moe_dispatcher=ledger.note(
+            "kernels.moe_dispatcher",
+            "alltoall" if shape.num_experts else "none",
+            "derived",
+            "each token goes to the devices of its experts alone" if shape.num_experts else "a dense model",
+        ),
+        moe_grouped_gemm=note(
+            "moe_grouped_gemm",
+            engine and shape.num_experts > 0,
+            "Transformer Engine has a kernel for the products of several experts",
+            f"no kernel: it needs Transformer Engine and experts; here {layer_spec}",
+        ),
+        batch_p2p_comm=note(
+            "batch_p2p_comm",
+            layout.virtual_pipeline == 1,
+            "one batch of sends and receives between two stages",
+            "between two interleaved stages a batch would swap the messages of its two directions",
+        ),
+        overlap_p2p_comm=note(
+            "overlap_p2p_comm",
+            cuda and layout.virtual_pipeline > 1,
+            "messages of one chunk hide behind the computation of another",
+            "Megatron-Core overlaps them in interleaved pipelines on CUDA alone",
+        ),
+        deallocate_pipeline_outputs=note(
+            "deallocate_pipeline_outputs",
+            cuda and layout.pipeline > 1,
+            "a stage's output is only needed by the next stage",
+            "nothing is sent, or (on a CPU) sending needs the output to stay",
+        ),
         checkpoint_every_steps=ledger.note(
             "kernels.checkpoint_every_steps",
             every,

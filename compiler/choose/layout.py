@@ -11,7 +11,17 @@ import numpy as np
 
 from trainwright.compiler.check import RULES, Terms, legal_rows, list_violations
 from trainwright.compiler.errors import InfeasibleError
-from trainwright.compiler.estimate.layouts import RECOMPUTE, Floats, Ints, Layouts, Workload
+from trainwright.compiler.estimate.layouts import (
+    FULL,
+    RECOMPUTE,
+    RECOMPUTE_METHODS,
+    SELECTIVE,
+    Floats,
+    Ints,
+    Layouts,
+    Workload,
+    modules_code,
+)
 from trainwright.compiler.estimate.memory import Memory, estimate_memory
 from trainwright.compiler.estimate.step_time import estimate_step_time
 from trainwright.compiler.plan import Layout, Reason
@@ -84,12 +94,21 @@ def enumerate_layouts(terms: Terms, open_layout: ResolvedLayout) -> Layouts:
         virtual_pipeline=ones,
         context=ones,
         expert=ones,
+        expert_tensor=ones,
         data=data,
         micro_batch=micro_batch,
         micro_batches=np.maximum(terms.global_batch // (micro_batch * data), 1),
+        first_stage_layers=0 * ones,
+        last_stage_layers=0 * ones,
+        embedding_as_layer=ones < 1,
+        loss_as_layer=ones < 1,
         sequence_parallel=tensor > 1,
-        distributed_optimizer=np.ones_like(tensor, dtype=np.bool_),
+        distributed_optimizer=ones > 0,
+        fsdp=0 * ones,
         recompute=recompute,
+        recompute_modules=np.where(recompute == SELECTIVE, modules_code(("core_attn",)), 0),
+        recompute_method=np.where(recompute == FULL, RECOMPUTE_METHODS.index("uniform"), 0),
+        recompute_layers=np.where(recompute == FULL, 1, 0),
         padded_vocab_size=pad_vocabulary(terms.shape.vocab_size, tensor),
     )
 
@@ -173,7 +192,19 @@ def _reasons(ranked: Layouts, step_s: Floats, counts: str, terms: Terms) -> dict
         "distributed_optimizer": "in every layout: states are split over data, and one layout's checkpoint loads in another",
         "padded_vocab_size": f"vocab_size {terms.shape.vocab_size} up to a multiple of {VOCABULARY_MULTIPLE} and of tensor",
     }
-    unsearched = dict.fromkeys(("virtual_pipeline", "context", "expert"), "1: not searched yet")
+    unsearched = dict.fromkeys(("virtual_pipeline", "context", "expert", "expert_tensor"), "1: not searched yet")
+    unsearched |= dict.fromkeys(("first_stage_layers", "last_stage_layers"), "0: all stages hold as many layers")
+    unsearched |= dict.fromkeys(("embedding_as_layer", "loss_as_layer"), "every layer is a transformer layer")
+    unsearched["fsdp"] = "the distributed optimizer shards what is sharded"
+    modules = ", ".join(best.recompute_modules) or "none"
+    derived |= {
+        "recompute_method": f"recompute {best.recompute}: only full recompute cuts the layers into units",
+        "recompute_layers": f"recompute {best.recompute}: a layer a unit where all are recomputed keeps the least",
+    }
+    for index in range(len(best.recompute_modules)):
+        derived[f"recompute_modules[{index}]"] = f"recompute selective: {modules} (Korthikanti et al. 2022, section 5)"
+    if not best.recompute_modules:
+        derived["recompute_modules"] = f"recompute {best.recompute}: no modules are named"
     reasons = {f"layout.{name}": found for name in searched}
     reasons |= {f"layout.{name}": Reason("derived", text) for name, text in derived.items()}
     return reasons | {f"layout.{name}": Reason("default", text) for name, text in unsearched.items()}

@@ -1,5 +1,7 @@
 """The training section of a plan: batch, steps, learning rate and their companions; pins first, then laws, then customs."""
 
+from typing import TypeVar
+
 from trainwright.compiler.choose.batch import batch_units, choose_global_batch
 from trainwright.compiler.choose.customs import (
     SCHEDULE,
@@ -32,8 +34,12 @@ from trainwright.compiler.ranges import Range
 from trainwright.compiler.resolve import ResolvedSpec
 from trainwright.compiler.units import format_count
 
+T = TypeVar("T")
+
 DEFAULT_SEED = 1234  # Megatron-LM's
 SAMPLE_TOKENS = 48
+UNDECAYED = ("biases", "norms")
+NO_DROPOUT = "large models see few tokens twice: Llama, GPT-3, Chinchilla train without"
 ROUNDING_WORTH_A_WARNING = 0.1  # of the tokens
 
 
@@ -60,6 +66,9 @@ def choose_training(
         return ledger.note(
             f"training.{name}", allowed.clip(suggestion.value), kind, suggestion.text, pin=f"training.{name}"
         )
+
+    def note(name: str, value: T, text: str) -> T:
+        return ledger.note(f"training.{name}", value, "default", text, pin=f"training.{name}")
 
     if laws.base:
         peak, std = transfer_learning_rate(laws.base[0], shape.hidden_size, run), "law"
@@ -107,8 +116,21 @@ def choose_training(
         weight_decay=number(
             "weight_decay", suggest_weight_decay(run, tokens_per_step, rate), given.weight_decay, "law"
         ),
+        undecayed=_undecayed(ledger),
         clip_grad=number("clip_grad", USUAL["clip_grad"], given.clip_grad),
         init_std=number("init_std", initial, given.init_std, std),
+        mup_width=note("mup_width", 1.0, "no muP"),
+        hidden_dropout=note("hidden_dropout", 0.0, NO_DROPOUT),
+        attention_dropout=note("attention_dropout", 0.0, NO_DROPOUT),
+        z_loss=note("z_loss", 0.0, "not asked for"),
+        balancing=note("balancing", "aux_loss" if shape.num_experts else "none", "not asked for"),
+        aux_loss=note("aux_loss", 0.01 if shape.num_experts else 0.0, "not asked for"),
+        bias_rate=note("bias_rate", 0.0, "no router has a bias"),
+        router_z_loss=note("router_z_loss", 0.0, "not asked for"),
+        mtp_loss=note("mtp_loss", 0.0, "no multi-token prediction"),
+        ramp_start=note("ramp_start", 0, "not asked for"),
+        ramp_increment=note("ramp_increment", 0, "not asked for"),
+        ramp_sequences=note("ramp_sequences", 0, "not asked for"),
         seed=ledger.note(
             "training.seed", int(spec.seed.clip(DEFAULT_SEED)), "default", "Megatron-LM's default", pin="seed"
         ),
@@ -150,6 +172,12 @@ def choose_validation(spec: ResolvedSpec, ledger: Ledger, training: Training) ->
         ),
         sample_tokens=ledger.note("validation.sample_tokens", SAMPLE_TOKENS, "default", "a text sample ends the run"),
     )
+
+
+def _undecayed(ledger: Ledger) -> tuple[str, ...]:
+    for index in range(len(UNDECAYED)):
+        ledger.note(f"training.undecayed[{index}]", None, "default", "Megatron-Core's custom, and GPT-3's")
+    return UNDECAYED
 
 
 def _global_batch(spec: ResolvedSpec, ledger: Ledger, laws: Laws, run: Run, shape: Shape, context: int) -> int:

@@ -3,6 +3,7 @@
 One set of formulas serves a search over a million rows and a plan of one; a test compares row i of a batch with row i alone.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -15,26 +16,41 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-RECOMPUTE = ("none", "selective", "full")  # the code of a mode is its place here
+# The code of a word is its place here.
+RECOMPUTE = ("none", "selective", "full")
+RECOMPUTE_METHODS = ("none", "uniform", "block")
+FSDP = ("none", "optim", "optim_grads", "optim_grads_params")
+WORDS = {"recompute": RECOMPUTE, "recompute_method": RECOMPUTE_METHODS, "fsdp": FSDP}
+# What selective recompute may name (Megatron-Core 0.16, TransformerConfig.recompute_modules); a set of them is coded in bits.
+MODULES = ("core_attn", "moe_act", "layernorm", "mla_up_proj", "mlp", "moe", "shared_experts")
 NONE, SELECTIVE, FULL = range(3)
 BYTES = {"bf16": 2, "fp32": 4}  # of a weight or an activation
 
 
 @dataclass(frozen=True)
 class Layouts:
-    """Columns of equal length; fields as in `plan.Layout`, recompute as a code (its place in RECOMPUTE)."""
+    """Columns of equal length; fields as in `plan.Layout`, words as codes (their places in WORDS), modules as bits."""
 
     tensor: Ints
     pipeline: Ints
     virtual_pipeline: Ints
     context: Ints
     expert: Ints
+    expert_tensor: Ints
     data: Ints
     micro_batch: Ints
     micro_batches: Ints
+    first_stage_layers: Ints
+    last_stage_layers: Ints
+    embedding_as_layer: Bools
+    loss_as_layer: Bools
     sequence_parallel: Bools
     distributed_optimizer: Bools
+    fsdp: Ints
     recompute: Ints
+    recompute_modules: Ints
+    recompute_method: Ints
+    recompute_layers: Ints
     padded_vocab_size: Ints
 
     def __len__(self) -> int:
@@ -47,13 +63,21 @@ class Layouts:
     def row(self, index: int) -> Layout:
         """One row as the plan writes it."""
         values = {field.name: getattr(self, field.name)[index].item() for field in fields(self)}
-        return Layout(**(values | {"recompute": RECOMPUTE[values["recompute"]]}))
+        words = {name: known[values[name]] for name, known in WORDS.items()}
+        modules = tuple(name for bit, name in enumerate(MODULES) if values["recompute_modules"] >> bit & 1)
+        return Layout(**(values | words | {"recompute_modules": modules}))
+
+
+def modules_code(modules: Sequence[str]) -> int:
+    """The bits of a set of modules. Raises ValueError for one that is not in MODULES."""
+    return sum(1 << MODULES.index(name) for name in set(modules))
 
 
 def one_layout(layout: Layout) -> Layouts:
-    """The table of one row. Raises ValueError on a recompute mode that is not in RECOMPUTE."""
+    """The table of one row. Raises ValueError on a word that is not in WORDS, or a module that is not in MODULES."""
     values = {field.name: getattr(layout, field.name) for field in fields(layout)}
-    values["recompute"] = RECOMPUTE.index(layout.recompute)
+    values |= {name: known.index(values[name]) for name, known in WORDS.items()}
+    values["recompute_modules"] = modules_code(layout.recompute_modules)
     return Layouts(**{name: np.array([value]) for name, value in values.items()})
 
 

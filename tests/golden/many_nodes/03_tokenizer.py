@@ -2,7 +2,7 @@
 
 Run:       python 03_tokenizer.py
 Leaves:    work/tokenizer/output/tokenizer.json
-Why:       trainwright explain; every literal below is a leaf of plan.json (run ebb0c047)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run c4aa0f5c)
 """
 
 from trainwright.runtime.stages import tokenizer

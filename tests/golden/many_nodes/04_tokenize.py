@@ -2,7 +2,7 @@
 
 Run:       python 04_tokenize.py
 Leaves:    work/tokenize/output/<split>/<source>.bin and .idx
-Why:       trainwright explain; every literal below is a leaf of plan.json (run ebb0c047)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run c4aa0f5c)
 """
 
 from trainwright.runtime.stages import tokenize

@@ -2,7 +2,7 @@
 
 Run:       torchrun --nnodes 32 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint "$HEAD:29500" --rdzv-conf join_timeout=86400,read_timeout=86400 05_pretrain.py
 Expected:  1.7 s a step (1.27 to 2.12), 9,663 tokens/s a device, 67.24 GiB of 79.1 GiB, 6.55 days, $84.51k
-Why:       trainwright explain; every literal below is a leaf of plan.json (run ebb0c047)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run c4aa0f5c)
 """
 
 import torch
@@ -15,9 +15,17 @@ from trainwright.runtime.stages import pretrain
 def main() -> None:
     pretrain.run(
         stage="pretrain",
-        run_id="ebb0c047",
+        run_id="c4aa0f5c",
         seed=1234,
-        parallel=pretrain.Parallel(tensor=2, pipeline=1, data=128),
+        parallel=pretrain.Parallel(
+            tensor=2,
+            pipeline=1,
+            virtual_pipeline=1,
+            context=1,
+            expert=1,
+            expert_tensor=1,
+            data=128,
+        ),
         model=TransformerConfig(
             num_layers=32,
             hidden_size=4096,
@@ -27,7 +35,9 @@ def main() -> None:
             kv_channels=128,
             normalization="RMSNorm",
             layernorm_epsilon=1e-05,
+            layernorm_zero_centered_gamma=False,
             qk_layernorm=False,
+            qk_l2_norm=False,
             gated_linear_unit=True,
             activation_func=torch.nn.functional.silu,
             add_bias_linear=False,
@@ -37,6 +47,7 @@ def main() -> None:
             init_method_std=0.0090211,
             tensor_model_parallel_size=2,
             pipeline_model_parallel_size=1,
+            context_parallel_size=1,
             sequence_parallel=True,
             bf16=True,
             params_dtype=torch.bfloat16,
@@ -57,6 +68,7 @@ def main() -> None:
             sequence_length=8192,
             positions="rope",
             rotary_base=500000,
+            rotary_scaling=0.0,
             tied=False,
         ),
         layer_spec="transformer_engine",

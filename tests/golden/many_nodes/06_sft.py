@@ -2,7 +2,7 @@
 
 Run:       torchrun --nnodes 32 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint "$HEAD:29500" --rdzv-conf join_timeout=86400,read_timeout=86400 06_sft.py
 Leaves:    work/sft/checkpoints/, and the loss before and after in output/summary.json
-Why:       trainwright explain; every literal below is a leaf of plan.json (run a219cd4e)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run b99922f4)
 """
 
 import torch
@@ -15,10 +15,18 @@ from trainwright.runtime.stages import sft
 def main() -> None:
     sft.run(
         stage="sft",
-        run_id="a219cd4e",
+        run_id="b99922f4",
         seed=1234,
         initial="pretrain",
-        parallel=sft.Parallel(tensor=2, pipeline=1, data=128),
+        parallel=sft.Parallel(
+            tensor=2,
+            pipeline=1,
+            virtual_pipeline=1,
+            context=1,
+            expert=1,
+            expert_tensor=1,
+            data=128,
+        ),
         model=TransformerConfig(
             num_layers=32,
             hidden_size=4096,
@@ -28,7 +36,9 @@ def main() -> None:
             kv_channels=128,
             normalization="RMSNorm",
             layernorm_epsilon=1e-05,
+            layernorm_zero_centered_gamma=False,
             qk_layernorm=False,
+            qk_l2_norm=False,
             gated_linear_unit=True,
             activation_func=torch.nn.functional.silu,
             add_bias_linear=False,
@@ -38,6 +48,7 @@ def main() -> None:
             init_method_std=0.0090211,
             tensor_model_parallel_size=2,
             pipeline_model_parallel_size=1,
+            context_parallel_size=1,
             sequence_parallel=True,
             bf16=True,
             params_dtype=torch.bfloat16,
@@ -59,6 +70,7 @@ def main() -> None:
             sequence_length=8192,
             positions="rope",
             rotary_base=500000,
+            rotary_scaling=0.0,
             tied=False,
         ),
         layer_spec="transformer_engine",

@@ -2,7 +2,7 @@
 
 Run:       python 03_tokenizer.py
 Leaves:    work/tokenizer/output/tokenizer.json
-Why:       trainwright explain; every literal below is a leaf of plan.json (run 55be33a1)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run 75796e5e)
 """
 
 from trainwright.runtime.stages import tokenizer

@@ -2,7 +2,7 @@
 
 Run:       python 04_tokenize.py
 Leaves:    work/tokenize/output/<split>/<source>.bin and .idx
-Why:       trainwright explain; every literal below is a leaf of plan.json (run 55be33a1)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run 75796e5e)
 """
 
 from trainwright.runtime.stages import tokenize

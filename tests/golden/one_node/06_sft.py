@@ -2,7 +2,7 @@
 
 Run:       torchrun --standalone --nproc-per-node 8 06_sft.py
 Leaves:    work/sft/checkpoints/, and the loss before and after in output/summary.json
-Why:       trainwright explain; every literal below is a leaf of plan.json (run a7936b06)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run 103dd61f)
 """
 
 import torch
@@ -15,10 +15,18 @@ from trainwright.runtime.stages import sft
 def main() -> None:
     sft.run(
         stage="sft",
-        run_id="a7936b06",
+        run_id="103dd61f",
         seed=1234,
         initial="pretrain",
-        parallel=sft.Parallel(tensor=1, pipeline=1, data=8),
+        parallel=sft.Parallel(
+            tensor=1,
+            pipeline=1,
+            virtual_pipeline=1,
+            context=1,
+            expert=1,
+            expert_tensor=1,
+            data=8,
+        ),
         model=TransformerConfig(
             num_layers=26,
             hidden_size=3072,
@@ -28,7 +36,9 @@ def main() -> None:
             kv_channels=128,
             normalization="RMSNorm",
             layernorm_epsilon=1e-05,
+            layernorm_zero_centered_gamma=False,
             qk_layernorm=False,
+            qk_l2_norm=False,
             gated_linear_unit=True,
             activation_func=torch.nn.functional.silu,
             add_bias_linear=False,
@@ -38,6 +48,7 @@ def main() -> None:
             init_method_std=0.0104167,
             tensor_model_parallel_size=1,
             pipeline_model_parallel_size=1,
+            context_parallel_size=1,
             sequence_parallel=False,
             bf16=True,
             params_dtype=torch.bfloat16,
@@ -59,6 +70,7 @@ def main() -> None:
             sequence_length=4096,
             positions="rope",
             rotary_base=500000,
+            rotary_scaling=0.0,
             tied=True,
         ),
         layer_spec="transformer_engine",

@@ -2,7 +2,7 @@
 
 Run:       torchrun --standalone --nproc-per-node 8 07_dpo.py
 Leaves:    work/dpo/checkpoints/, and the accuracy on pairs before and after in output/summary.json
-Why:       trainwright explain; every literal below is a leaf of plan.json (run fb0f7cc0)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run 4ead35b0)
 """
 
 import torch
@@ -15,10 +15,18 @@ from trainwright.runtime.stages import dpo
 def main() -> None:
     dpo.run(
         stage="dpo",
-        run_id="fb0f7cc0",
+        run_id="4ead35b0",
         seed=1234,
         initial="sft",
-        parallel=dpo.Parallel(tensor=1, pipeline=1, data=8),
+        parallel=dpo.Parallel(
+            tensor=1,
+            pipeline=1,
+            virtual_pipeline=1,
+            context=1,
+            expert=1,
+            expert_tensor=1,
+            data=8,
+        ),
         model=TransformerConfig(
             num_layers=26,
             hidden_size=3072,
@@ -28,7 +36,9 @@ def main() -> None:
             kv_channels=128,
             normalization="RMSNorm",
             layernorm_epsilon=1e-05,
+            layernorm_zero_centered_gamma=False,
             qk_layernorm=False,
+            qk_l2_norm=False,
             gated_linear_unit=True,
             activation_func=torch.nn.functional.silu,
             add_bias_linear=False,
@@ -38,6 +48,7 @@ def main() -> None:
             init_method_std=0.0104167,
             tensor_model_parallel_size=1,
             pipeline_model_parallel_size=1,
+            context_parallel_size=1,
             sequence_parallel=False,
             bf16=True,
             params_dtype=torch.bfloat16,
@@ -59,6 +70,7 @@ def main() -> None:
             sequence_length=4096,
             positions="rope",
             rotary_base=500000,
+            rotary_scaling=0.0,
             tied=True,
         ),
         layer_spec="transformer_engine",

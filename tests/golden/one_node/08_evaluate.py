@@ -2,7 +2,7 @@
 
 Run:       torchrun --standalone --nproc-per-node 8 08_evaluate.py
 Leaves:    work/evaluate/output/results.json
-Why:       trainwright explain; every literal below is a leaf of plan.json (run 55be33a1)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run 75796e5e)
 """
 
 import torch
@@ -19,7 +19,15 @@ def main() -> None:
             "pretrain",
             "sft",
         ),
-        parallel=evaluate.Parallel(tensor=1, pipeline=1, data=8),
+        parallel=evaluate.Parallel(
+            tensor=1,
+            pipeline=1,
+            virtual_pipeline=1,
+            context=1,
+            expert=1,
+            expert_tensor=1,
+            data=8,
+        ),
         model=TransformerConfig(
             num_layers=26,
             hidden_size=3072,
@@ -29,7 +37,9 @@ def main() -> None:
             kv_channels=128,
             normalization="RMSNorm",
             layernorm_epsilon=1e-05,
+            layernorm_zero_centered_gamma=False,
             qk_layernorm=False,
+            qk_l2_norm=False,
             gated_linear_unit=True,
             activation_func=torch.nn.functional.silu,
             add_bias_linear=False,
@@ -39,6 +49,7 @@ def main() -> None:
             init_method_std=0.0104167,
             tensor_model_parallel_size=1,
             pipeline_model_parallel_size=1,
+            context_parallel_size=1,
             sequence_parallel=False,
             bf16=True,
             params_dtype=torch.bfloat16,
@@ -59,6 +70,7 @@ def main() -> None:
             sequence_length=4096,
             positions="rope",
             rotary_base=500000,
+            rotary_scaling=0.0,
             tied=True,
         ),
         layer_spec="transformer_engine",

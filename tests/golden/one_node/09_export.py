@@ -2,7 +2,7 @@
 
 Run:       python 09_export.py
 Leaves:    work/export/output/model/
-Why:       trainwright explain; every literal below is a leaf of plan.json (run 55be33a1)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run 75796e5e)
 """
 
 import torch
@@ -23,7 +23,9 @@ def main() -> None:
             kv_channels=128,
             normalization="RMSNorm",
             layernorm_epsilon=1e-05,
+            layernorm_zero_centered_gamma=False,
             qk_layernorm=False,
+            qk_l2_norm=False,
             gated_linear_unit=True,
             activation_func=torch.nn.functional.silu,
             add_bias_linear=False,
@@ -33,6 +35,7 @@ def main() -> None:
             init_method_std=0.0104167,
             tensor_model_parallel_size=1,
             pipeline_model_parallel_size=1,
+            context_parallel_size=1,
             sequence_parallel=False,
             bf16=True,
             params_dtype=torch.bfloat16,
@@ -53,6 +56,7 @@ def main() -> None:
             sequence_length=4096,
             positions="rope",
             rotary_base=500000,
+            rotary_scaling=0.0,
             tied=True,
         ),
         layer_spec="transformer_engine",

@@ -2,7 +2,7 @@
 
 Run:       torchrun --standalone --nproc-per-node 2 05_pretrain.py
 Expected:  0.268 s a step (0.201 to 0.334), 7,654 tokens/s a device, 644.5 MiB of 11.2 GiB, 3.158 minutes
-Why:       trainwright explain; every literal below is a leaf of plan.json (run f8a36c1e)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run 75e7d9e4)
 """
 
 import torch
@@ -15,9 +15,17 @@ from trainwright.runtime.stages import pretrain
 def main() -> None:
     pretrain.run(
         stage="pretrain",
-        run_id="f8a36c1e",
+        run_id="75e7d9e4",
         seed=1234,
-        parallel=pretrain.Parallel(tensor=1, pipeline=1, data=2),
+        parallel=pretrain.Parallel(
+            tensor=1,
+            pipeline=1,
+            virtual_pipeline=1,
+            context=1,
+            expert=1,
+            expert_tensor=1,
+            data=2,
+        ),
         model=TransformerConfig(
             num_layers=4,
             hidden_size=128,
@@ -27,7 +35,9 @@ def main() -> None:
             kv_channels=64,
             normalization="RMSNorm",
             layernorm_epsilon=1e-05,
+            layernorm_zero_centered_gamma=False,
             qk_layernorm=False,
+            qk_l2_norm=False,
             gated_linear_unit=True,
             activation_func=torch.nn.functional.silu,
             add_bias_linear=False,
@@ -37,6 +47,7 @@ def main() -> None:
             init_method_std=0.02,
             tensor_model_parallel_size=1,
             pipeline_model_parallel_size=1,
+            context_parallel_size=1,
             sequence_parallel=False,
             bf16=False,
             params_dtype=torch.float32,
@@ -57,6 +68,7 @@ def main() -> None:
             sequence_length=256,
             positions="rope",
             rotary_base=500000,
+            rotary_scaling=0.0,
             tied=True,
         ),
         layer_spec="local",
