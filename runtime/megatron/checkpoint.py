@@ -98,7 +98,8 @@ class Checkpoints:
         """Write a checkpoint of `step` finished steps, then `latest.json`, then remove what is not kept."""
         path = self._path(step)
         if model.overlaps_param_gather:
-            model.ddp.start_param_sync(force_sync=True)
+            for chunk in model.ddp:
+                chunk.start_param_sync(force_sync=True)
         if dist.get_rank() == 0:
             remove(path)  # torn, else this step would not be trained again
             path.mkdir(parents=True)
@@ -131,7 +132,7 @@ class Checkpoints:
         fill_empty_state(model.optimizer)
         try:
             state = dist_checkpointing.load(_state(model, loading=True), str(found.path))
-            model.gpt.load_state_dict(state["model"])
+            _load_chunks(model, state)
             load_optimizer(model.optimizer, state["optimizer"])
         # CheckpointException, torch's own, is no Exception
         except (Exception, CheckpointException) as error:
@@ -181,8 +182,7 @@ def load_weights(model: Model, folder: Path) -> None:
     """
     check_same_model(model, folder)
     try:
-        state = dist_checkpointing.load({"model": model.gpt.sharded_state_dict(metadata=dict(CONTENT))}, str(folder))
-        model.gpt.load_state_dict(state["model"])
+        _load_chunks(model, dist_checkpointing.load(_weights(model), str(folder)))
     # CheckpointException, torch's own, is no Exception
     except (Exception, CheckpointException) as error:
         raise CheckpointError(f"{folder} is damaged: {_first_line(error)}. Start from another checkpoint") from error
@@ -190,14 +190,26 @@ def load_weights(model: Model, folder: Path) -> None:
         model.optimizer.reload_model_params()  # the optimizer's own copies of the weights
 
 
+def _weights(model: Model) -> dict[str, Any]:
+    """Of each chunk. Its key is only this process's: tensors are saved by names that count layers over the whole model."""
+    return {
+        f"model{number}": chunk.sharded_state_dict(metadata=dict(CONTENT)) for number, chunk in enumerate(model.chunks)
+    }
+
+
+def _load_chunks(model: Model, state: dict[str, Any]) -> None:
+    for number, chunk in enumerate(model.chunks):
+        chunk.load_state_dict(state[f"model{number}"])
+
+
 def _state(model: Model, *, loading: bool) -> dict[str, Any]:
-    state: dict[str, Any] = {"model": model.gpt.sharded_state_dict(metadata=dict(CONTENT))}
+    state = _weights(model)
     state["optimizer"] = model.optimizer.sharded_state_dict(dict(state), is_loading=loading, metadata=dict(CONTENT))
     return state
 
 
 def _is_distributed(model: Model) -> bool:
-    return bool(model.ddp.ddp_config.use_distributed_optimizer)
+    return bool(model.ddp[0].ddp_config.use_distributed_optimizer)
 
 
 @contextlib.contextmanager

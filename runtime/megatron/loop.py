@@ -5,6 +5,7 @@ a packed row (packing.py), which has `segments` too.
 """
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -56,8 +57,9 @@ def train_step(model: Model, batches: Sequence[Batch], loss: Loss = token_loss) 
             "packed rows hold unlike numbers of tokens, and model=calculate_per_token_loss=False weighs every row alike: "
             "write calculate_per_token_loss=True"
         )
-    model.ddp.train()
-    model.ddp.zero_grad_buffer()
+    for chunk in model.ddp:
+        chunk.train()
+        chunk.zero_grad_buffer()
     model.optimizer.zero_grad()
     batches = [_fit_tensor_ranks(model, batch) for batch in batches]
     forward = partial(_forward_loss, model, loss)
@@ -161,17 +163,34 @@ def _run_schedule(
     if not count:
         return []
     schedule = get_forward_backward_func()
+    interleaved = len(model.ddp) > 1
+    full = count
+    if interleaved and forward_only:  # a pipeline's worth of micro-batches passes a chunk together
+        full = (
+            -(-count // model.config.microbatch_group_size_per_vp_stage)
+            * model.config.microbatch_group_size_per_vp_stage
+        )
+    iterators = itertools.tee(_repeat_last(batches), len(model.ddp))
     reports: list[Any] = schedule(
         forward_step_func=forward,
-        data_iterator=iter(batches),
-        model=[model.ddp],
-        num_microbatches=count,
+        data_iterator=list(iterators) if interleaved else iterators[0],
+        model=list(model.ddp),
+        num_microbatches=full,
         seq_length=shape[1],
         micro_batch_size=shape[0],
         forward_only=forward_only,
         collect_non_loss_data=collect,
     )
-    return reports
+    return reports[:count]
+
+
+def _repeat_last(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches, and then the last one as often as it is asked for."""
+    batch = None
+    for batch in batches:
+        yield batch
+    while batch is not None:
+        yield batch
 
 
 def _forward_loss(model: Model, loss: Loss, batches: Iterator[Batch], module: Any) -> tuple[Tensor, Any]:
@@ -194,7 +213,9 @@ def _forward_scores(model: Model, greedy: bool, batches: Iterator[Batch], module
         misses = torch.zeros_like(batch["loss_mask"])
         if greedy:  # before the loss, which overwrites the logits
             misses = (_likeliest(model, logits) != batch["labels"]).float()
-        nats = model.gpt.compute_language_model_loss(batch["labels"], logits.transpose(0, 1).contiguous()).float()
+        nats = (
+            model.chunks[-1].compute_language_model_loss(batch["labels"], logits.transpose(0, 1).contiguous()).float()
+        )
         columns = (segment_sums(values * batch["loss_mask"], batch["segments"]) for values in (nats, misses))
         return torch.stack(tuple(columns), dim=1)
 
@@ -257,18 +278,20 @@ def _packing(model: Model, batch: Batch) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _inference(model: Model) -> Iterator[None]:
-    training = model.ddp.training
-    model.ddp.eval()
-    if model.overlaps_param_gather:
-        # Gathering now lets a data rank without batches do nothing: no hook waits for it in the others' forward pass.
-        model.ddp.disable_forward_pre_hook(param_sync=True)
+    training = model.ddp[0].training
+    for chunk in model.ddp:
+        chunk.eval()
+        if model.overlaps_param_gather:
+            # Gathering now lets a data rank without batches do nothing: no hook waits for it in the others' forward pass.
+            chunk.disable_forward_pre_hook(param_sync=True)
     try:
         with torch.no_grad():
             yield
     finally:
-        if model.overlaps_param_gather:
-            model.ddp.enable_forward_pre_hook()
-        model.ddp.train(training)
+        for chunk in model.ddp:
+            if model.overlaps_param_gather:
+                chunk.enable_forward_pre_hook()
+            chunk.train(training)
 
 
 def _to_device(model: Model, batch: Batch) -> dict[str, Tensor]:

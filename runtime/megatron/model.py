@@ -14,6 +14,9 @@ from trainwright.runtime.errors import Unsupported
 from trainwright.runtime.megatron.platform import Literals, Platform
 from trainwright.runtime.megatron.specs import layer_specs
 
+# Embedding.positions -> GPTModel's position_embedding_type; ALiBi is the attention's (layers.py).
+POSITIONS = {"rope": "rope", "learned": "learned_absolute", "alibi": "none", "none": "none"}
+
 
 @dataclass(frozen=True)
 class Embedding:
@@ -22,29 +25,37 @@ class Embedding:
     vocab_size: int  # what the tokenizer holds
     padded_vocab_size: int  # what the embedding holds, so that it divides by the tensor degree
     sequence_length: int
-    positions: str  # "rope" | "learned"
-    rotary_base: int  # 0 with learned positions
+    positions: str  # "rope" | "learned" | "alibi" | "none"
+    rotary_base: int  # 0 without rope
     tied: bool  # the output layer shares the embedding's weight
+    rotary_scaling: float = 0.0  # Llama 3's factor, by which slow frequencies are stretched; 0: none
 
 
 @dataclass(frozen=True)
 class Model:
-    """This rank's part of the model. `gpt` is the bare module, `ddp` what the schedules run: wrapped for data parallelism,
-    or, of a frozen model, as it is."""
+    """This rank's part of the model. `chunks` are bare modules, one a virtual pipeline stage, from the first layers to the
+    last (one without interleaving); `ddp` is what the schedules run: each wrapped for data parallelism, or, of a frozen model,
+    as it is."""
 
     config: Any
     embedding: Embedding
     platform: Platform
-    gpt: Any
-    ddp: Any
+    chunks: tuple[Any, ...]
+    ddp: tuple[Any, ...]
     optimizer: Any  # None: the model is frozen
+
+    @property
+    def gpt(self) -> Any:
+        """The one chunk of a model that is not interleaved."""
+        (chunk,) = self.chunks
+        return chunk
 
     @property
     def overlaps_param_gather(self) -> bool:
         """The optimizer leaves parameters ungathered until the next forward pass."""
         if self.optimizer is None:
             return False
-        ddp = self.ddp.ddp_config
+        ddp = self.ddp[0].ddp_config
         return bool(ddp.use_distributed_optimizer and ddp.overlap_param_gather)
 
 
@@ -53,14 +64,19 @@ def build(literals: Literals, embedding: Embedding, platform: Platform) -> Model
 
     `literals` are the platform's (`Platform.adapt`). Raises Unsupported for positions that the runtime does not know.
     """
-    gpt, module = _build_module(literals, embedding, platform)
     config = literals.model
-    ddp = DistributedDataParallel(config=config, ddp_config=literals.ddp, module=module)
-    optimizer = get_megatron_optimizer(literals.optimizer, [ddp])
+    chunks, modules = _build_chunks(literals, embedding, platform)
+    ddp = tuple(
+        # Only the first chunk's gradients are ready while there is something left to overlap with.
+        DistributedDataParallel(config=config, ddp_config=literals.ddp, module=module, disable_bucketing=number > 0)
+        for number, module in enumerate(modules)
+    )
+    optimizer = get_megatron_optimizer(literals.optimizer, list(ddp))
     config.finalize_model_grads_func = finalize_model_grads
     config.grad_scale_func = optimizer.scale_loss
-    config.no_sync_func = ddp.no_sync
-    return Model(config, embedding, platform, gpt, ddp, optimizer)
+    no_sync = [chunk.no_sync for chunk in ddp]
+    config.no_sync_func = no_sync if len(ddp) > 1 else no_sync[0]
+    return Model(config, embedding, platform, chunks, ddp, optimizer)
 
 
 def build_frozen(literals: Literals, embedding: Embedding, platform: Platform) -> Model:
@@ -68,14 +84,16 @@ def build_frozen(literals: Literals, embedding: Embedding, platform: Platform) -
 
     Of `literals` the optimizer and the data-parallel config are not looked at. Raises Unsupported as `build` does.
     """
-    gpt, module = _build_module(literals, embedding, platform)
-    return Model(literals.model, embedding, platform, gpt, module.eval(), optimizer=None)
+    chunks, modules = _build_chunks(literals, embedding, platform)
+    return Model(
+        literals.model, embedding, platform, chunks, tuple(module.eval() for module in modules), optimizer=None
+    )
 
 
 def count_parameters(model: Model) -> int:
     """Parameters of the whole model, each counted once: split ones over all ranks, replicas and tied copies left out."""
     count = 0
-    for parameter in model.gpt.parameters():
+    for parameter in (parameter for chunk in model.chunks for parameter in chunk.parameters()):
         replica = (
             not getattr(parameter, "tensor_model_parallel", False)
             and parallel_state.get_tensor_model_parallel_rank() != 0
@@ -90,22 +108,36 @@ def count_parameters(model: Model) -> int:
     return int(total)
 
 
-def _build_module(literals: Literals, embedding: Embedding, platform: Platform) -> tuple[Any, Any]:
-    """(the GPTModel, what stands in for it in the model's precision)."""
-    config = literals.model
-    if embedding.positions not in ("rope", "learned"):
-        raise Unsupported(f"embedding.positions={embedding.positions!r} is unknown: write 'rope' or 'learned'")
+def _build_chunks(
+    literals: Literals, embedding: Embedding, platform: Platform
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """(the GPTModels, what stands in for each in the model's precision)."""
+    if embedding.positions not in POSITIONS:
+        names = ", ".join(map(repr, POSITIONS))
+        raise Unsupported(f"embedding.positions={embedding.positions!r} is unknown: write {names}")
+    config, virtual = literals.model, literals.model.virtual_pipeline_model_parallel_size
+    numbers: list[int | None] = list(range(virtual)) if virtual else [None]
+    chunks = tuple(_build_chunk(literals, embedding, number).to(platform.device) for number in numbers)
+    if config.bf16 or config.fp16:
+        return chunks, tuple(Float16Module(config, chunk) for chunk in chunks)
+    return chunks, chunks
+
+
+def _build_chunk(literals: Literals, embedding: Embedding, number: int | None) -> Any:
+    """The GPTModel of a virtual stage, counted from 0; None without interleaving."""
     rope = embedding.positions == "rope"
-    gpt = GPTModel(
-        config=config,
-        transformer_layer_spec=layer_specs(literals),
+    return GPTModel(
+        config=literals.model,
+        transformer_layer_spec=layer_specs(literals, embedding.positions, number),
         vocab_size=embedding.padded_vocab_size,
         max_sequence_length=embedding.sequence_length,
-        pre_process=parallel_state.is_pipeline_first_stage(),
-        post_process=parallel_state.is_pipeline_last_stage(),
+        pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=number),
+        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=number),
         parallel_output=True,
         share_embeddings_and_output_weights=embedding.tied,
-        position_embedding_type="rope" if rope else "learned_absolute",
+        position_embedding_type=POSITIONS[embedding.positions],
         rotary_base=embedding.rotary_base if rope else 10_000,
-    ).to(platform.device)
-    return gpt, Float16Module(config, gpt) if config.bf16 or config.fp16 else gpt
+        rope_scaling=rope and embedding.rotary_scaling > 0,
+        rope_scaling_factor=embedding.rotary_scaling or 1.0,
+        vp_stage=number,
+    )

@@ -69,7 +69,14 @@ def start(parallel: Parallel, seed: int) -> Platform:
             dist.init_process_group(platform.backend, timeout=PATIENCE)
         else:
             dist.init_process_group(platform.backend, store=HashStore(), rank=0, world_size=1)
-    parallel_state.initialize_model_parallel(parallel.tensor, parallel.pipeline)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
+        context_parallel_size=parallel.context,
+        expert_model_parallel_size=parallel.expert,
+        expert_tensor_parallel_size=parallel.expert_tensor,
+    )
     # Another stage draws other weights; the data ranks of a stage draw the same (Megatron-LM's convention: +100 a stage).
     stage_seed = seed + 100 * int(parallel_state.get_pipeline_model_parallel_rank())
     torch.manual_seed(stage_seed)

@@ -13,9 +13,14 @@ from trainwright.runtime.megatron.layers import CausalAttention, Norm
 from trainwright.runtime.megatron.platform import Literals
 
 
-def layer_specs(literals: Literals) -> Any:
-    """This pipeline stage's layers and final norm, for GPTModel. Raises Unsupported for a layer spec that is unknown."""
+def layer_specs(literals: Literals, positions: str, chunk: int | None) -> Any:
+    """The layers and final norm of a chunk of this pipeline stage (None: it has one), for GPTModel.
+
+    `positions` are Embedding's. Raises Unsupported for a layer spec that is unknown.
+    """
     config = literals.model
+    if positions == "alibi":
+        raise Unsupported("ALiBi is not supported yet")
     if literals.layer_spec == "transformer_engine":
         return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
     if literals.layer_spec != "local":
@@ -28,4 +33,6 @@ def layer_specs(literals: Literals) -> Any:
     if config.qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = Norm
     # Given whole, a block's submodules also name its final norm; a bare layer spec would get Megatron-Core's own.
-    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=Norm)
+    return TransformerBlockSubmodules(
+        layer_specs=[layer] * get_num_layers_to_build(config, vp_stage=chunk), layer_norm=Norm
+    )

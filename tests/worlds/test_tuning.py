@@ -93,11 +93,11 @@ def test_the_preference_loss_is_that_of_the_paper() -> None:
         record = train(build(case), [0], PAIRS)
         parallel.stop()
         built = build(case)
-        built.ddp.zero_grad_buffer()
+        built.ddp[0].zero_grad_buffer()
 
         def log_probability(item: Sequence) -> torch.Tensor:
             tokens, positions = torch.tensor([item.tokens]), torch.arange(item.positions)[None]
-            nats = built.ddp(tokens[:, :-1], positions, None, labels=tokens[:, 1:].contiguous())
+            nats = built.ddp[0](tokens[:, :-1], positions, None, labels=tokens[:, 1:].contiguous())
             return -(nats * torch.tensor(item.counts[1:])).sum()
 
         losses, margins, likelihoods = [], [], []

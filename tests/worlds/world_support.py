@@ -297,7 +297,7 @@ def train(built: model.Model, steps: Sequence[int], task: Task = TEXT) -> Record
     take_step = built.optimizer.step
 
     def keep_gradients() -> Any:
-        if not record.gradients and not built.ddp.ddp_config.use_distributed_optimizer:
+        if not record.gradients and not built.ddp[0].ddp_config.use_distributed_optimizer:
             record.gradients = {name: parameter.main_grad.clone() for name, parameter in named(built)}
         return take_step()
 
@@ -312,7 +312,7 @@ def train(built: model.Model, steps: Sequence[int], task: Task = TEXT) -> Record
         record.figures.append(result.figures)
     built.optimizer.step = take_step
     if built.overlaps_param_gather:
-        built.ddp.start_param_sync(force_sync=True)
+        built.ddp[0].start_param_sync(force_sync=True)
     record.final = snapshot(built)
     return record
 
@@ -320,14 +320,15 @@ def train(built: model.Model, steps: Sequence[int], task: Task = TEXT) -> Record
 def named(built: model.Model) -> Iterator[tuple[str, Tensor]]:
     """Parameters by the name that they have in one process: layers counted over the whole pipeline, a tied output
     layer under its embedding's name."""
-    for name, parameter in built.gpt.named_parameters():
-        parts = name.split(".")
-        if parts[:2] == ["decoder", "layers"]:
-            parts[2] = str(built.gpt.decoder.layers[int(parts[2])].layer_number - 1)
-        canonical = ".".join(parts)
-        if built.embedding.tied and canonical == "output_layer.weight":
-            canonical = "embedding.word_embeddings.weight"
-        yield canonical, parameter
+    for chunk in built.chunks:
+        for name, parameter in chunk.named_parameters():
+            parts = name.split(".")
+            if parts[:2] == ["decoder", "layers"]:
+                parts[2] = str(chunk.decoder.layers[int(parts[2])].layer_number - 1)
+            canonical = ".".join(parts)
+            if built.embedding.tied and canonical == "output_layer.weight":
+                canonical = "embedding.word_embeddings.weight"
+            yield canonical, parameter
 
 
 def snapshot(built: model.Model) -> dict[str, Tensor]:
