@@ -91,7 +91,7 @@ def test_another_layout_goes_on_as_one_process_would(tmp_path: Path) -> None:
             found = checkpoints.prepare()
             assert found is not None
             checkpoints.load(built, found)
-            difference = compare(train(built, range(HALF, STEPS)), rest, gated=True)
+            difference = compare(train(built, range(HALF, STEPS)), rest)
             assert difference.violations() == []
             return str(difference)
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from tuning_tasks import BETA, NLL, PACKED, PADDED, PAIRS, ROWS, packed, pairs, reference
 from world_support import (
-    FAMILIES,
     TEXT,
     Case,
     Record,
@@ -71,7 +70,7 @@ def test_every_layout_trains_as_one_process(size: int, references: dict[tuple[st
         for case in cases:
             whole = references[case.family, case.tied]
             record = train(build(case, whole.initial), range(case.steps), case.task)
-            difference = compare(record, whole, gated=FAMILIES[case.family]["gated_linear_unit"])
+            difference = compare(record, whole)
             found.append((str(difference), difference.violations(), record.figures))
             parallel.stop()
         return found

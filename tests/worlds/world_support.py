@@ -24,7 +24,7 @@ from megatron.core.optimizer import OptimizerConfig
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
-from trainwright.runtime.megatron import loop, losses, model, parallel, platform
+from trainwright.runtime.megatron import loop, losses, model, parallel, pieces, platform
 
 VOCABULARY, SEQUENCE, GLOBAL_BATCH, MICRO_BATCH, STEPS = 256, 32, 8, 2, 10
 HEAD_DIM = 16
@@ -252,13 +252,14 @@ def literals(case: Case) -> tuple[platform.Literals, model.Embedding]:
 
 @dataclass
 class Record:
-    """What one rank of a run saw. Tensors are this rank's own, by canonical name (see `named`)."""
+    """What one rank of a run saw. Tensors are this rank's own, by the name that they have in one process."""
 
     losses: list[float] = field(default_factory=list)
     grad_norms: list[float] = field(default_factory=list)
     initial: dict[str, Tensor] = field(default_factory=dict)
     gradients: dict[str, Tensor] = field(default_factory=dict)  # of step 1; empty with the distributed optimizer
     final: dict[str, Tensor] = field(default_factory=dict)
+    cuts: dict[str, pieces.Cut] = field(default_factory=dict)  # which part of one process's tensors they are
     figures: list[Mapping[str, float]] = field(default_factory=list)
 
 
@@ -287,13 +288,13 @@ def build_frozen(case: Case, initial: dict[str, Tensor] | None = None) -> model.
 
 def copy_weights(built: model.Model, whole: dict[str, Tensor]) -> None:
     with torch.no_grad():
-        for name, parameter in named(built):
-            parameter.copy_(shard(whole[name], parameter, name, gated=built.config.gated_linear_unit))
+        for piece in pieces.parameters(built):
+            piece.tensor.copy_(piece.cut.of(whole[piece.name]))
 
 
 def train(built: model.Model, steps: Sequence[int], task: Task = TEXT) -> Record:
     """Train the given steps at the full learning rate."""
-    record = Record(initial=snapshot(built))
+    record = Record(initial=snapshot(built), cuts={piece.name: piece.cut for piece in pieces.parameters(built)})
     take_step = built.optimizer.step
 
     def keep_gradients() -> Any:
@@ -318,34 +319,12 @@ def train(built: model.Model, steps: Sequence[int], task: Task = TEXT) -> Record
 
 
 def named(built: model.Model) -> Iterator[tuple[str, Tensor]]:
-    """Parameters by the name that they have in one process: layers counted over the whole pipeline, a tied output
-    layer under its embedding's name."""
-    for chunk in built.chunks:
-        for name, parameter in chunk.named_parameters():
-            parts = name.split(".")
-            if parts[:2] == ["decoder", "layers"]:
-                parts[2] = str(chunk.decoder.layers[int(parts[2])].layer_number - 1)
-            canonical = ".".join(parts)
-            if built.embedding.tied and canonical == "output_layer.weight":
-                canonical = "embedding.word_embeddings.weight"
-            yield canonical, parameter
+    """Parameters by the name that they have in one process."""
+    return ((piece.name, piece.tensor) for piece in pieces.parameters(built))
 
 
 def snapshot(built: model.Model) -> dict[str, Tensor]:
     return {name: parameter.detach().float().clone() for name, parameter in named(built)}
-
-
-def shard(whole: Tensor, local: Tensor, name: str, *, gated: bool) -> Tensor:
-    """This tensor rank's piece of one process's tensor. Gate and up projection are cut each for itself."""
-    rank, piece = parallel_state.get_tensor_model_parallel_rank(), whole
-    for dimension in range(whole.dim()):
-        pieces = whole.shape[dimension] // local.shape[dimension]
-        if pieces > 1 and gated and "linear_fc1" in name:
-            piece = torch.cat([half.chunk(pieces, dimension)[rank] for half in piece.chunk(2, dimension)], dimension)
-        elif pieces > 1:
-            piece = piece.chunk(pieces, dimension)[rank]
-    assert piece.shape == local.shape, f"{name}: {tuple(piece.shape)} is not {tuple(local.shape)}"
-    return piece
 
 
 # ---- comparison ----
@@ -380,13 +359,13 @@ class Difference:
         )
 
 
-def compare(record: Record, reference: Record, *, gated: bool) -> Difference:
+def compare(record: Record, reference: Record) -> Difference:
     """Compare this rank's record with one process's; every rank of the world calls it, and gets the world's worst."""
 
     def worst(mine: dict[str, Tensor], whole: dict[str, Tensor]) -> tuple[float, str]:
         distances = []
         for name, local in mine.items():
-            expected = _determined(name, shard(whole[name], local, name, gated=gated))
+            expected = _determined(name, record.cuts[name].of(whole[name]))
             tensor = _determined(name, local)
             distance = float((tensor - expected).norm() / expected.norm().clamp(min=1e-12))
             distances.append((distance if distance == distance else float("inf"), name))
@@ -439,7 +418,7 @@ def run_cases(cases: Sequence[Case], references: dict[Case, Record]) -> list[Dif
         for case in cases:
             reference = references[case]
             record = train(build(case, reference.initial), range(case.steps), case.task)
-            found.append(compare(record, reference, gated=FAMILIES[case.family]["gated_linear_unit"]))
+            found.append(compare(record, reference))
             parallel.stop()
         return found
 
