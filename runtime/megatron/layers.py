@@ -6,14 +6,21 @@ pair of positions; both are submodules of the layer spec, so these two take thei
 
 import contextlib
 import itertools
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
+
+from trainwright.runtime.megatron.context import in_order
 
 
 class Norm(torch.nn.Module):
@@ -43,7 +50,10 @@ class Norm(torch.nn.Module):
 
 
 class CausalAttention(torch.nn.Module):
-    """Causal attention through torch's scaled_dot_product_attention: fused on CPU, flash kernels on CUDA; GQA."""
+    """Causal attention through torch's scaled_dot_product_attention: fused on CPU, flash kernels on CUDA; GQA, ALiBi.
+
+    Under context parallelism (context.py) the ranks gather keys and values, and each attends with its own queries alone.
+    """
 
     def __init__(
         self,
@@ -53,6 +63,8 @@ class CausalAttention(torch.nn.Module):
         attention_type: str,
         attention_dropout: float | None = None,
         softmax_scale: float | None = None,
+        pg_collection: Any = None,
+        alibi: bool = False,
         **ignored: object,
     ) -> None:
         super().__init__()
@@ -61,6 +73,12 @@ class CausalAttention(torch.nn.Module):
         # Under sequence parallelism Megatron-Core's block draws everything from that generator already: taken again, it
         # would begin anew in every layer, and a recomputed layer would drop out others than it did.
         self.generator = contextlib.nullcontext if config.sequence_parallel else get_cuda_rng_tracker().fork
+        groups = pg_collection or ProcessGroupCollection.use_mpu_process_groups(required_pgs=["tp", "cp"])
+        self.context = groups.cp
+        self.slopes: list[float] = []
+        if alibi:
+            heads = config.num_attention_heads // groups.tp.size()  # a rank's, beside each other
+            self.slopes = alibi_slopes(config.num_attention_heads)[groups.tp.rank() * heads :][:heads]
 
     def forward(
         self,
@@ -75,46 +93,82 @@ class CausalAttention(torch.nn.Module):
 
         The mask is always causal, over whole sequences; `attention_mask` must be None. With a key-value cache k > s: the
         queries are those of the last s positions. Packed sequences, which attend each to itself alone, have no
-        dimension b.
+        dimension b. Under context parallelism s and k are this rank's.
         """
         if attention_mask is not None:
             raise ValueError("only the causal mask is supported")
-        if packed_seq_params is not None:
-            ends = packed_seq_params.cu_seqlens_q.tolist()
-            lengths = [end - begin for begin, end in itertools.pairwise(ends)]
-            pieces = zip(*(torch.split(x.unsqueeze(1), lengths) for x in (query, key, value)), strict=True)
-            # A call a sequence computes nothing for padding, and is faster than calls of padded batches (2 CPU cores).
-            return torch.cat([self._attend(*piece) for piece in pieces]).squeeze(1)
-        if key.shape[0] != query.shape[0]:
-            return self._continue(query, key, value)
-        return self._attend(query, key, value)
+        if packed_seq_params is None:
+            attended = self._share if self.context.size() > 1 else self._attend
+            return attended(query, key, value)
+        ends = packed_seq_params.cu_seqlens_q.tolist()
+        lengths = [(end - begin) // self.context.size() for begin, end in itertools.pairwise(ends)]
+        query, key, value = (x.unsqueeze(1) for x in (query, key, value))
+        # A call a sequence computes nothing for padding, and is faster than calls of padded batches (2 CPU cores).
+        if self.context.size() > 1:
+            return self._share(query, key, value, lengths).squeeze(1)
+        pieces = zip(*(torch.split(x, lengths) for x in (query, key, value)), strict=True)
+        return torch.cat([self._attend(*piece) for piece in pieces]).squeeze(1)
+
+    def _share(self, query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int] = ()) -> Tensor:
+        """As `forward`, of this context rank's part of sequences, of which it holds `lengths` (default: one sequence)."""
+        ranks, rank, outputs = self.context.size(), self.context.rank(), []
+        # backward: each rank gets the sum of all ranks' gradients of its own keys and values
+        both = gather_from_sequence_parallel_region(torch.cat((key, value), dim=-1), group=self.context)
+        gathered = both.view(ranks, *key.shape[:3], -1)
+        begin = 0
+        for held in lengths or [len(query)]:
+            keys, values = in_order(gathered[:, begin : begin + held]).tensor_split((key.shape[3],), dim=-1)
+            chunks = query[begin : begin + held].chunk(2)
+            for chunk, number in zip(chunks, (rank, 2 * ranks - 1 - rank), strict=True):
+                end = (number + 1) * len(chunk)
+                outputs.append(self._attend(chunk, keys[:end], values[:end]))
+            begin += held
+        return torch.cat(outputs)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """As `forward`, of whole sequences."""
+        """As `forward`, of whole sequences, or of the last queries of some."""
         sequence, batch, heads, _ = query.shape
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        grouped = key.shape[2] != heads
-        if self.training and self.dropout > 0:
-            # heads differ from rank to rank, so the mask is drawn from the tensor-parallel generator
-            with self.generator():
-                out = F.scaled_dot_product_attention(
-                    q, k, v, dropout_p=self.dropout, is_causal=True, scale=self.scale, enable_gqa=grouped
-                )
-        else:
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale, enable_gqa=grouped)
+        dropout = self.dropout if self.training else 0.0
+        mask = self._mask(query, len(key))
+        # heads differ from rank to rank, so what is dropped out is drawn from the tensor-parallel generator
+        with self.generator() if dropout else contextlib.nullcontext():
+            out = F.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=mask,
+                dropout_p=dropout,
+                is_causal=mask is None,
+                scale=self.scale,
+                enable_gqa=key.shape[2] != heads,
+            )
         return out.permute(2, 0, 1, 3).reshape(sequence, batch, -1)
 
-    def _continue(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """As `forward` without dropout, for queries that follow cached positions."""
-        sequence, batch, heads, _ = query.shape
-        before = key.shape[0] - sequence
-        # torch's own causal mask starts at the first key, whatever the number of queries
-        mask = torch.ones(sequence, key.shape[0], dtype=torch.bool, device=query.device).tril(before)
-        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, scale=self.scale, enable_gqa=key.shape[2] != heads
-        )
-        return out.permute(2, 0, 1, 3).reshape(sequence, batch, -1)
+    def _mask(self, query: Tensor, keys: int) -> Any:
+        """What is added to the scores, or which of them count, of the last len(query) of `keys` positions; None: torch's own
+        causal mask, which starts at the first key whatever the number of queries."""
+        queries, device = len(query), query.device
+        if self.slopes:
+            distance = torch.arange(keys, device=device) - torch.arange(keys - queries, keys, device=device)[:, None]
+            bias = torch.tensor(self.slopes, device=device)[:, None, None] * distance
+            return bias.masked_fill(distance > 0, -math.inf).to(query.dtype)[None]
+        if queries == keys:
+            return None
+        if query.is_cuda:
+            return causal_lower_right(queries, keys)  # a flash kernel knows this one
+        return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+
+def alibi_slopes(heads: int) -> list[float]:
+    """By how much a head's scores fall with each position of distance (Press, Smith and Lewis 2022).
+
+    For a power of two: 2^(-8 / heads), its square, and so on; else those of the power of two below, then every other one of the
+    power above.
+    """
+    power = 1 << heads.bit_length() - 1
+    slopes = [2 ** (-8 * (head + 1) / power) for head in range(power)]
+    return slopes + [2 ** (-4 * (head + 1) / power) for head in range(0, 2 * (heads - power), 2)]
 
 
 def _device() -> Any:

@@ -4,10 +4,8 @@ A batch is a dict of tensors [micro_batch, sequence]: `tokens`, `labels`, `posit
 a packed row (packing.py), which has `segments` too.
 """
 
-import contextlib
-import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,16 +13,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region, gather_from_tensor_model_parallel_region
 from torch import Tensor
 
 from trainwright.runtime.errors import Diverged, Unsupported
-from trainwright.runtime.megatron import packing
+from trainwright.runtime.megatron import context, packing
 from trainwright.runtime.megatron.losses import Loss, segment_sums, token_loss
 from trainwright.runtime.megatron.model import Model
+from trainwright.runtime.megatron.schedules import Batch, Rows, inference, run_schedule, share
 
-Batch = Mapping[str, Tensor]
+__all__ = ["Batch", "Score", "Step", "evaluate_nats", "forward_logits", "score_sequences", "train_step"]
 
 
 @dataclass(frozen=True)
@@ -61,9 +59,8 @@ def train_step(model: Model, batches: Sequence[Batch], loss: Loss = token_loss) 
         chunk.train()
         chunk.zero_grad_buffer()
     model.optimizer.zero_grad()
-    batches = [_fit_tensor_ranks(model, batch) for batch in batches]
-    forward = partial(_forward_loss, model, loss)
-    reports = _run_schedule(model, batches, len(batches), batches[0]["tokens"].shape, forward, forward_only=False)
+    rows = Rows(batches, len(batches), len(batches[0]["tokens"]), _length(model, batches))
+    reports = run_schedule(model, rows, partial(_forward_loss, model, loss), forward_only=False)
     means, _, tokens = _sum_over_ranks(model, reports, loss)
     if not math.isfinite(means[0]):
         raise Diverged(f"the loss is {means[0]}: lower the learning rate, lengthen the warm-up, or look at the data")
@@ -78,11 +75,12 @@ def evaluate_nats(model: Model, batches: Sequence[Batch]) -> tuple[float, int]:
 
     Every rank passes the same batches, all of one shape; the data ranks share them out, and every rank gets the sum.
     """
-    mine = [_fit_tensor_ranks(model, batch) for batch in _share(batches)]
-    forward = partial(_forward_loss, model, token_loss)
-    shape = mine[0]["tokens"].shape if mine else (0, 0)
-    with _inference(model):
-        reports = _run_schedule(model, mine, len(mine), shape, forward, forward_only=True)
+    if not batches:
+        return 0.0, 0
+    mine, runs = share(model, batches)
+    rows = Rows(mine or batches[:1], len(mine), len(batches[0]["tokens"]), _length(model, batches), runs)
+    with inference(model):
+        reports = run_schedule(model, rows, partial(_forward_loss, model, token_loss), forward_only=True)
     _, sums, tokens = _sum_over_ranks(model, reports, token_loss)
     return sums[0], tokens
 
@@ -99,24 +97,29 @@ def score_sequences(
     longest = max(sizes, default=0)
     if longest > limit:
         raise ValueError(f"a sequence takes {longest} positions, and the model has {limit}")
-    tensor = int(parallel_state.get_tensor_model_parallel_world_size())
-    length = -(-max(longest, min(row_tokens, sum(sizes))) // tensor) * tensor
-    mine = _share(packing.best_fit(sizes, length))
-    batches = (packing.packed_row([sequences[index] for index in row], length, pad=0) for row in mine)
-    with _inference(model):
-        reports = _run_schedule(
+    if not any(sizes):
+        return [Score(0.0, 0, greedy) for _ in sequences]
+    multiple, chunks = context.multiple_of(model.config), context.chunks_of(context.degree())
+    padded = [-(-size // chunks) * chunks for size in sizes]
+    length = -(-max(*padded, min(row_tokens, sum(padded))) // multiple) * multiple
+    packed = packing.best_fit(padded, length)
+    mine, runs = share(model, packed)
+    batches = (
+        packing.packed_row([sequences[index] for index in row], sum(sizes[index] for index in row), pad=0)
+        for row in mine or packed[:1]
+    )
+    with inference(model):
+        reports = run_schedule(
             model,
-            batches,
-            len(mine),
-            (1, length),
+            Rows(batches, len(mine), 1, length, runs),
             partial(_forward_scores, model, greedy),
             forward_only=True,
             collect=True,
         )
     sums = torch.zeros(len(sequences), 2, dtype=torch.float64)
-    if parallel_state.get_tensor_model_parallel_rank() == 0:
+    if parallel_state.get_tensor_model_parallel_rank() == 0 and context.is_first():
         for row, report in zip(mine, reports, strict=False):  # reports are empty but on the last stage
-            sums[row] = report[: len(row)].double().cpu()
+            sums[row] = report.double().cpu()
     sums = sums.to(model.platform.device)
     dist.all_reduce(sums)
     return [
@@ -129,97 +132,71 @@ def forward_logits(model: Model, tokens: Tensor) -> Tensor:
     """Logits after each position: tokens [sequence] (int64, any device, the same on every rank) -> [sequence, padded
     vocabulary] in float32, on every rank."""
     length = tokens.numel()
-    tensor = int(parallel_state.get_tensor_model_parallel_world_size())
-    padded = -(-length // tensor) * tensor  # sequence parallelism cuts the sequence evenly; what follows cannot be seen
-    batch = {
-        "tokens": torch.nn.functional.pad(tokens.view(1, -1), (0, padded - length)),
-        "position_ids": torch.arange(padded).view(1, -1),
-    }
-    with _inference(model):
-        forward = partial(_forward_outputs, model)
-        outputs = _run_schedule(model, [batch], 1, (1, padded), forward, forward_only=True, collect=True)
+    batch = {"tokens": tokens.view(1, -1), "position_ids": torch.arange(length).view(1, -1)}
+    rows = Rows([batch], 1, 1, context.length_of(model.config, [length]))
+    with inference(model):
+        outputs = run_schedule(model, rows, partial(_forward_logits, model), forward_only=True, collect=True)
         if parallel_state.is_pipeline_last_stage():
-            logits: Tensor = gather_from_tensor_model_parallel_region(outputs[0]).float().contiguous()
+            logits: Tensor = outputs[0]
         else:
-            logits = torch.empty(1, padded, model.embedding.padded_vocab_size, device=model.platform.device)
+            logits = torch.empty(length, model.embedding.padded_vocab_size, device=model.platform.device)
         group = parallel_state.get_pipeline_model_parallel_group()
         if group.size() > 1:
             dist.broadcast(logits, src=parallel_state.get_pipeline_model_parallel_last_rank(), group=group)
-    return logits[0, :length]
+    return logits
 
 
-def _run_schedule(
-    model: Model,
-    batches: Iterable[Batch],
-    count: int,
-    shape: Sequence[int],
-    forward: Any,
-    *,
-    forward_only: bool,
-    collect: bool = False,
-) -> list[Any]:
-    """What the loss function reported for each of `count` micro-batches of one [micro_batch, sequence] shape: empty except on
-    the last pipeline stage."""
-    if not count:
-        return []
-    schedule = get_forward_backward_func()
-    interleaved = len(model.ddp) > 1
-    full = count
-    if interleaved and forward_only:  # a pipeline's worth of micro-batches passes a chunk together
-        full = (
-            -(-count // model.config.microbatch_group_size_per_vp_stage)
-            * model.config.microbatch_group_size_per_vp_stage
-        )
-    iterators = itertools.tee(_repeat_last(batches), len(model.ddp))
-    reports: list[Any] = schedule(
-        forward_step_func=forward,
-        data_iterator=list(iterators) if interleaved else iterators[0],
-        model=list(model.ddp),
-        num_microbatches=full,
-        seq_length=shape[1],
-        micro_batch_size=shape[0],
-        forward_only=forward_only,
-        collect_non_loss_data=collect,
-    )
-    return reports[:count]
+def _length(model: Model, batches: Sequence[Batch]) -> int:
+    """How long the rows of these batches are made, on every rank."""
+    if "segments" not in batches[0]:
+        return context.length_of(model.config, [batches[0]["tokens"].shape[1]])
+    longest = max(context.length_of(model.config, batch["segments"].tolist()) for batch in batches)
+    if context.degree() == 1:
+        return longest  # the same everywhere: rows are, and only their sum counts
+    everywhere = torch.tensor(longest, device=model.platform.device)
+    dist.all_reduce(everywhere, op=dist.ReduceOp.MAX)  # other data ranks hold other sequences
+    return int(everywhere)
 
 
-def _repeat_last(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches, and then the last one as often as it is asked for."""
-    batch = None
-    for batch in batches:
-        yield batch
-    while batch is not None:
-        yield batch
+def _forward_loss(model: Model, loss: Loss, module: Any, batch: Batch, part: context.Part) -> tuple[Tensor, Any]:
+    return _run(model, module, part, labels=part.batch["labels"]), partial(_measure, model, loss, batch, part)
 
 
-def _forward_loss(model: Model, loss: Loss, batches: Iterator[Batch], module: Any) -> tuple[Tensor, Any]:
-    batch = _to_device(model, next(batches))
-    output = module(batch["tokens"], batch["position_ids"], None, labels=batch["labels"], **_packing(model, batch))
-    return output, partial(_measure, loss, batch)
-
-
-def _forward_outputs(model: Model, batches: Iterator[Batch], module: Any) -> tuple[Tensor, Any]:
-    batch = _to_device(model, next(batches))
-    return module(batch["tokens"], batch["position_ids"], None), lambda output, non_loss_data: output
-
-
-def _forward_scores(model: Model, greedy: bool, batches: Iterator[Batch], module: Any) -> tuple[Tensor, Any]:
-    """Reports [segments, 2]: nats, and how many counted tokens are not the likeliest."""
-    batch = _to_device(model, next(batches))
-    output = module(batch["tokens"], batch["position_ids"], None, **_packing(model, batch))
+def _forward_logits(model: Model, module: Any, batch: Batch, part: context.Part) -> tuple[Tensor, Any]:
+    """Reports [row, padded vocabulary] in float32."""
 
     def report(logits: Tensor, non_loss_data: bool) -> Tensor:
-        misses = torch.zeros_like(batch["loss_mask"])
-        if greedy:  # before the loss, which overwrites the logits
-            misses = (_likeliest(model, logits) != batch["labels"]).float()
-        nats = (
-            model.chunks[-1].compute_language_model_loss(batch["labels"], logits.transpose(0, 1).contiguous()).float()
-        )
-        columns = (segment_sums(values * batch["loss_mask"], batch["segments"]) for values in (nats, misses))
-        return torch.stack(tuple(columns), dim=1)
+        whole: Tensor = gather_from_tensor_model_parallel_region(logits[0]).float().contiguous()
+        if part.places is not None:
+            group = parallel_state.get_context_parallel_group()
+            whole = gather_from_sequence_parallel_region(whole, group=group)[part.places.to(whole.device)]
+        return whole
 
-    return output, report
+    return _run(model, module, part), report
+
+
+def _forward_scores(model: Model, greedy: bool, module: Any, batch: Batch, part: context.Part) -> tuple[Tensor, Any]:
+    """Reports [segments, 2]: nats, and how many counted tokens are not the likeliest."""
+
+    def report(logits: Tensor, non_loss_data: bool) -> Tensor:
+        labels = part.batch["labels"]
+        misses = torch.zeros_like(labels, dtype=torch.float32)
+        if greedy:  # before the loss, which overwrites the logits
+            misses = (_likeliest(model, logits) != labels).float()
+        nats = model.chunks[-1].compute_language_model_loss(labels, logits.transpose(0, 1).contiguous()).float()
+        rows = (context.whole_rows(values, part) * batch["loss_mask"] for values in (nats, misses))
+        return torch.stack([segment_sums(row, batch["segments"]) for row in rows], dim=1)
+
+    return _run(model, module, part), report
+
+
+def _run(model: Model, module: Any, part: context.Part, labels: Tensor | None = None) -> Tensor:
+    """The model's output for this rank's part of a batch."""
+    batch, more = part.batch, {}
+    if "segments" in batch:
+        more["packed_seq_params"] = packing.segment_parameters(batch["segments"], model.platform.device)
+    output: Tensor = module(batch["tokens"], batch["position_ids"], None, labels=labels, **more)
+    return output
 
 
 def _likeliest(model: Model, logits: Tensor) -> Tensor:
@@ -234,69 +211,32 @@ def _likeliest(model: Model, logits: Tensor) -> Tensor:
     return token
 
 
-def _measure(loss: Loss, batch: Batch, nats: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _measure(model: Model, loss: Loss, batch: Batch, part: context.Part, nats: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The sum of the loss, the number of its items, and a report (float64): sum, items, tokens, figures.
 
     Three results, not two: given the sum and the count, Megatron-Core itself divides, by all items of the global batch with
     calculate_per_token_loss, else by the items of the micro-batch and by micro-batches; for a ready mean it would multiply
     the gradients by the context-parallel degree.
+
+    Every context rank has the whole rows' loss, and differentiates it by its own nats: the ranks' gradients add up to the whole.
+    Megatron-Core adds up the items of all ranks, or takes the mean of their gradients.
     """
-    totals = loss.measure(nats.float(), batch)
+    totals = loss.measure(context.whole_rows(nats.float(), part), batch)
     report = torch.stack((totals.loss.detach(), totals.items, batch["loss_mask"].sum()))
-    # A copy: Megatron-Core divides the sum in place.
-    return totals.loss, totals.items.to(torch.int), torch.cat((report, totals.figures)).double()
+    report = torch.cat((report, totals.figures)).double()  # a copy: Megatron-Core divides the sum in place
+    if model.config.calculate_per_token_loss:
+        items = totals.items if context.is_first() else torch.zeros_like(totals.items)
+        return totals.loss, items.to(torch.int), report
+    return totals.loss * context.degree(), totals.items.to(torch.int), report
 
 
 def _sum_over_ranks(model: Model, reports: Sequence[Tensor], loss: Loss) -> tuple[list[float], list[float], int]:
     """(means over the items of loss and figures; their sums; tokens), over the reports of all ranks."""
     total = torch.zeros(3 + len(loss.figures), dtype=torch.float64, device=model.platform.device)
-    if reports and parallel_state.get_tensor_model_parallel_rank() == 0:  # tensor ranks hold the same
+    # tensor and context ranks hold the same
+    if reports and parallel_state.get_tensor_model_parallel_rank() == 0 and context.is_first():
         total += torch.stack(list(reports)).sum(0)
     dist.all_reduce(total)
     nats, items, tokens, *figures = total.tolist()
     sums = [nats, *figures]
     return [value / max(items, 1) for value in sums], sums, round(tokens)
-
-
-def _share(items: Sequence[Any]) -> Sequence[Any]:
-    """This data rank's part."""
-    return items[parallel_state.get_data_parallel_rank() :: parallel_state.get_data_parallel_world_size()]
-
-
-def _fit_tensor_ranks(model: Model, batch: Batch) -> Batch:
-    """Sequence parallelism cuts a row evenly."""
-    if "segments" not in batch or not model.config.sequence_parallel:
-        return batch
-    return packing.pad_row(batch, parallel_state.get_tensor_model_parallel_world_size())
-
-
-def _packing(model: Model, batch: Batch) -> dict[str, Any]:
-    if "segments" not in batch:
-        return {}
-    return {"packed_seq_params": packing.segment_parameters(batch["segments"], model.platform.device)}
-
-
-@contextlib.contextmanager
-def _inference(model: Model) -> Iterator[None]:
-    training = model.ddp[0].training
-    for chunk in model.ddp:
-        chunk.eval()
-        if model.overlaps_param_gather:
-            # Gathering now lets a data rank without batches do nothing: no hook waits for it in the others' forward pass.
-            chunk.disable_forward_pre_hook(param_sync=True)
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for chunk in model.ddp:
-            if model.overlaps_param_gather:
-                chunk.enable_forward_pre_hook()
-            chunk.train(training)
-
-
-def _to_device(model: Model, batch: Batch) -> dict[str, Tensor]:
-    """All but `segments`, by which tensors are cut: those are read on the host."""
-    device = model.platform.device
-    return {
-        name: tensor if name == "segments" else tensor.to(device, non_blocking=True) for name, tensor in batch.items()
-    }

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import warnings
 from collections import abc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,21 +100,6 @@ def packed_row(sequences: abc.Sequence[Sequence], length: int, pad: int) -> dict
         "loss_mask": torch.tensor([counts + [0] * rest], dtype=torch.float32),
         "segments": torch.tensor(segments, dtype=torch.int32),
     }
-
-
-def pad_row(batch: Mapping[str, Tensor], multiple: int) -> Mapping[str, Tensor]:
-    """A packed batch, lengthened to a multiple of `multiple`: its padding grows, or it gets some."""
-    missing = -batch["tokens"].shape[1] % multiple
-    if not missing:
-        return batch
-    names = ("tokens", "labels", "position_ids", "loss_mask")
-    padded = {name: torch.nn.functional.pad(batch[name], (0, missing)) for name in names}
-    segments = batch["segments"]
-    if batch["loss_mask"][0, -int(segments[-1]) :].any():
-        segments = torch.nn.functional.pad(segments, (0, 1))
-    segments = segments.clone()
-    segments[-1] += missing
-    return {**batch, **padded, "segments": segments}
 
 
 def segment_parameters(segments: Tensor, device: torch.device) -> PackedSeqParams:

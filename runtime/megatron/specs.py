@@ -1,5 +1,6 @@
 """Which modules the layers of a model are made of: Megatron-Core's layer specs, with the runtime's own norms and attention."""
 
+from functools import partial
 from typing import Any
 
 from megatron.core.models.gpt.gpt_layer_specs import (
@@ -19,9 +20,13 @@ def layer_specs(literals: Literals, positions: str, chunk: int | None) -> Any:
     `positions` are Embedding's. Raises Unsupported for a layer spec that is unknown.
     """
     config = literals.model
-    if positions == "alibi":
-        raise Unsupported("ALiBi is not supported yet")
+    alibi = positions == "alibi"
     if literals.layer_spec == "transformer_engine":
+        if alibi:
+            raise Unsupported(
+                "ALiBi is a bias of the runtime's own attention, and layer_spec='transformer_engine' has another: "
+                "write layer_spec='local'"
+            )
         return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
     if literals.layer_spec != "local":
         raise Unsupported(f"layer_spec={literals.layer_spec!r} is unknown: write 'local' or 'transformer_engine'")
@@ -29,7 +34,7 @@ def layer_specs(literals: Literals, positions: str, chunk: int | None) -> Any:
     parts = layer.submodules
     parts.input_layernorm = parts.pre_mlp_layernorm = Norm
     attention = parts.self_attention.submodules
-    attention.core_attention = CausalAttention
+    attention.core_attention = partial(CausalAttention, alibi=alibi)
     if config.qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = Norm
     # Given whole, a block's submodules also name its final norm; a bare layer spec would get Megatron-Core's own.

@@ -13,7 +13,7 @@ from world_support import Case, build, parallel, run_reference, run_world
 
 from trainwright.runtime.megatron import packing
 from trainwright.runtime.megatron.loop import forward_logits, score_sequences
-from trainwright.runtime.megatron.packing import Sequence, pack, packed_row, pad_row
+from trainwright.runtime.megatron.packing import Sequence, pack, packed_row
 
 LENGTHS = [min(64, max(1, round(random.Random(index).gauss(20, 12)))) for index in range(packing.CHUNK + 500)]
 
@@ -60,13 +60,6 @@ def test_a_packed_row_holds_inputs_targets_and_positions() -> None:
     assert row["position_ids"].tolist() == [[0, 1, 0, 0, 0]]
     assert row["loss_mask"].tolist() == [[0.0, 1.0, 1.0, 0.0, 0.0]]
     assert row["segments"].tolist() == [2, 1, 2]
-    longer = pad_row(row, 4)
-    assert longer["segments"].tolist() == [2, 1, 5], "one segment of padding"
-    assert {longer[name].shape for name in ("tokens", "labels", "position_ids", "loss_mask")} == {(1, 8)}
-    full = packed_row([Sequence((5, 6, 7, 8), (0, 0, 0, 1))], 3, PAD)
-    assert full["segments"].tolist() == [3]
-    assert pad_row(full, 4)["segments"].tolist() == [3, 1]
-    assert pad_row(full, 3) is full
     assert packed_row([], 4, PAD)["segments"].tolist() == [4]
 
 
