@@ -102,13 +102,13 @@ def check_model(parallel: Parallel, model: Any, *, sequence_length: int, padded_
     for name, degree in (
         ("tensor_model_parallel_size", parallel.tensor),
         ("pipeline_model_parallel_size", parallel.pipeline),
-        ("context_parallel_size", 1),
+        ("context_parallel_size", parallel.context),
         ("expert_model_parallel_size", 1),
     ):
         if getattr(model, name) != degree:
             raise Unsupported(f"model={name}={getattr(model, name)}, but the layout ({parallel}) has {degree}")
-    if model.virtual_pipeline_model_parallel_size is not None or model.num_moe_experts is not None:
-        raise Unsupported("interleaved pipelines and mixtures of experts are not supported yet: dense models only")
+    if model.num_moe_experts is not None:
+        raise Unsupported("mixtures of experts are not supported yet: dense models only")
     for name, value, divisor in (
         ("num_layers", model.num_layers, parallel.pipeline),
         ("num_attention_heads", model.num_attention_heads, parallel.tensor),

@@ -28,6 +28,7 @@ from trainwright.runtime.megatron import loop, losses, model, parallel, pieces, 
 
 VOCABULARY, SEQUENCE, GLOBAL_BATCH, MICRO_BATCH, STEPS = 256, 32, 8, 2, 10
 HEAD_DIM = 16
+DEGREES = ("tensor", "pipeline", "virtual_pipeline", "context", "data", "expert", "expert_tensor")
 LEARNING_RATE = 3e-3
 TOLERANCE = 1e-4  # losses, gradient norms (relative), final parameters (norm of difference / norm)
 GRADIENT_TOLERANCE = 1e-5  # of step 1, by name (norm of difference / norm)
@@ -144,7 +145,13 @@ class Case:
     tensor: int = 1
     pipeline: int = 1
     data: int = 1
-    family: str = "llama"  # "llama" | "gpt" | "qwen"
+    virtual_pipeline: int = 1
+    context: int = 1
+    expert: int = 1
+    expert_tensor: int = 1
+    family: str = "llama"  # a key of FAMILIES
+    layers: int = 4
+    options: tuple[tuple[str, Any], ...] = ()  # further fields of the model's config
     tied: bool = False
     distributed_optimizer: bool = True
     overlap: bool = False
@@ -157,14 +164,15 @@ class Case:
 
     @property
     def layout(self) -> parallel.Parallel:
-        return parallel.Parallel(self.tensor, self.pipeline, self.data)
+        return parallel.Parallel(**{name: getattr(self, name) for name in DEGREES})
 
     def __str__(self) -> str:
-        words = [f"{name} {n}" for name in ("tensor", "pipeline", "data") if (n := getattr(self, name)) > 1]
+        words = [f"{name} {n}" for name in DEGREES if (n := getattr(self, name)) > 1]
         flags = [
             name for name in ("tied", "distributed_optimizer", "overlap", "bf16", "recompute") if getattr(self, name)
         ]
-        return " x ".join(words or ["one process"]) + f" ({', '.join([self.task.name, self.family, *flags])})"
+        options = [f"{name} {value}" for name, value in self.options]
+        return " x ".join(words or ["one process"]) + f" ({', '.join([self.task.name, self.family, *flags, *options])})"
 
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -190,7 +198,28 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "num_query_groups": 2,
         "qk_layernorm": True,
     },
+    "bloom": {
+        "normalization": "LayerNorm",
+        "gated_linear_unit": False,
+        "activation_func": torch.nn.functional.gelu,
+        "add_bias_linear": True,
+        "num_query_groups": 4,
+    },
 }
+LAYOUT_OPTIONS = (  # fields of the model's config that say how it is run, and not what it is
+    "num_layers_in_first_pipeline_stage",
+    "num_layers_in_last_pipeline_stage",
+    "account_for_embedding_in_pipeline_split",
+    "account_for_loss_in_pipeline_split",
+    "recompute_granularity",
+    "recompute_method",
+    "recompute_num_layers",
+    "recompute_modules",
+    "batch_p2p_comm",
+    "overlap_p2p_comm",
+    "deallocate_pipeline_outputs",
+)
+POSITIONS = {"gpt": "learned", "bloom": "alibi"}  # of the other families: rope
 
 
 def literals(case: Case) -> tuple[platform.Literals, model.Embedding]:
@@ -198,7 +227,7 @@ def literals(case: Case) -> tuple[platform.Literals, model.Embedding]:
     dtype = torch.bfloat16 if case.bf16 else torch.float32
     warnings.filterwarnings("ignore", message="full scope is deprecated")  # Megatron-Core, of its own default
     config = TransformerConfig(
-        num_layers=4,
+        num_layers=case.layers,
         hidden_size=64,
         ffn_hidden_size=128,
         num_attention_heads=4,
@@ -209,6 +238,9 @@ def literals(case: Case) -> tuple[platform.Literals, model.Embedding]:
         init_method_std=0.08,
         tensor_model_parallel_size=case.tensor,
         pipeline_model_parallel_size=case.pipeline,
+        virtual_pipeline_model_parallel_size=case.virtual_pipeline if case.virtual_pipeline > 1 else None,
+        context_parallel_size=case.context,
+        batch_p2p_comm=case.virtual_pipeline == 1,
         sequence_parallel=case.sequence_parallel and case.tensor > 1,
         bf16=case.bf16,
         params_dtype=dtype,
@@ -217,7 +249,7 @@ def literals(case: Case) -> tuple[platform.Literals, model.Embedding]:
         recompute_granularity="full" if case.recompute else None,
         recompute_method="uniform" if case.recompute else None,
         recompute_num_layers=1 if case.recompute else None,
-        **FAMILIES[case.family],
+        **{**FAMILIES[case.family], **dict(case.options)},
     )
     ddp = DistributedDataParallelConfig(
         use_distributed_optimizer=case.distributed_optimizer,
@@ -238,13 +270,13 @@ def literals(case: Case) -> tuple[platform.Literals, model.Embedding]:
         use_distributed_optimizer=case.distributed_optimizer,
         overlap_param_gather=case.overlap and case.distributed_optimizer,
     )
-    learned = case.family == "gpt"
+    positions = POSITIONS.get(case.family, "rope")
     embedding = model.Embedding(
         vocab_size=VOCABULARY,
         padded_vocab_size=VOCABULARY,
         sequence_length=SEQUENCE,
-        positions="learned" if learned else "rope",
-        rotary_base=0 if learned else 10_000,
+        positions=positions,
+        rotary_base=10_000 if positions == "rope" else 0,
         tied=case.tied,
     )
     return platform.Literals(config, ddp, optimizer, "local"), embedding
@@ -399,14 +431,8 @@ def _determined(name: str, tensor: Tensor) -> Tensor:
 
 def run_reference(case: Case) -> Record:
     """One process's run of the same model, with the ordinary optimizer so that step-1 gradients are whole."""
-    one = Case(
-        family=case.family,
-        tied=case.tied,
-        bf16=case.bf16,
-        steps=case.steps,
-        distributed_optimizer=False,
-        task=case.task,
-    )
+    one = replace(case, **dict.fromkeys(DEGREES, 1), distributed_optimizer=False, overlap=False, recompute=False)
+    one = replace(one, options=tuple(option for option in case.options if option[0] not in LAYOUT_OPTIONS))
     return run_world(1, lambda: train(build(one), range(one.steps), one.task))[0]
 
 
