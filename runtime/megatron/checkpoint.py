@@ -18,7 +18,6 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 from torch.distributed.checkpoint.api import CheckpointException
 
 from trainwright.runtime.errors import CheckpointError
-from trainwright.runtime.megatron.adam_state import fill_empty_state, load_optimizer
 from trainwright.runtime.megatron.model import Model
 from trainwright.runtime.megatron.model_files import (
     ModelFiles,
@@ -28,6 +27,7 @@ from trainwright.runtime.megatron.model_files import (
     read_model,
     write_model_files,
 )
+from trainwright.runtime.megatron.optimizer_state import fill_empty_state, load_optimizer
 from trainwright.runtime.megatron.writers import writers_watched
 from trainwright.runtime.step_folders import IDENTITY, LATEST, find_model, is_complete, remove, step_folders
 from trainwright.runtime.workspace import write_json

@@ -1,16 +1,18 @@
 """The model and its optimizer: GPTModel in Megatron-Core's DDP, with the layer spec that the program asks for."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
 from megatron.core.models.gpt import GPTModel
-from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.transformer.module import Float16Module
 
 from trainwright.runtime.errors import Unsupported
+from trainwright.runtime.megatron.optimizers import build_optimizer
+from trainwright.runtime.megatron.parameters import PLAIN, Groups
 from trainwright.runtime.megatron.platform import Literals, Platform
 from trainwright.runtime.megatron.specs import layer_specs
 
@@ -29,6 +31,7 @@ class Embedding:
     rotary_base: int  # 0 without rope
     tied: bool  # the output layer shares the embedding's weight
     rotary_scaling: float = 0.0  # Llama 3's factor, by which slow frequencies are stretched; 0: none
+    output_multiplier: float = 1.0  # of the logits; other than 1 under muP (parameters.py)
 
 
 @dataclass(frozen=True)
@@ -59,19 +62,23 @@ class Model:
         return bool(ddp.use_distributed_optimizer and ddp.overlap_param_gather)
 
 
-def build(literals: Literals, embedding: Embedding, platform: Platform) -> Model:
+def build(literals: Literals, embedding: Embedding, platform: Platform, groups: Groups = PLAIN) -> Model:
     """Build this rank's part of the model and of its optimizer; the weights are drawn from the seeded generators.
 
-    `literals` are the platform's (`Platform.adapt`). Raises Unsupported for positions that the runtime does not know.
+    `literals` are the platform's (`Platform.adapt`). Raises Unsupported for positions, an optimizer or groups that the runtime
+    does not know.
     """
+    groups.check(embedding.output_multiplier)
     config = literals.model
     chunks, modules = _build_chunks(literals, embedding, platform)
+    for chunk in chunks:
+        groups.scale_init(chunk, tied=embedding.tied)
     ddp = tuple(
         # Only the first chunk's gradients are ready while there is something left to overlap with.
         DistributedDataParallel(config=config, ddp_config=literals.ddp, module=module, disable_bucketing=number > 0)
         for number, module in enumerate(modules)
     )
-    optimizer = get_megatron_optimizer(literals.optimizer, list(ddp))
+    optimizer = build_optimizer(literals.optimizer, ddp, groups.overrides(literals.optimizer, tied=embedding.tied))
     config.finalize_model_grads_func = finalize_model_grads
     config.grad_scale_func = optimizer.scale_loss
     no_sync = [chunk.no_sync for chunk in ddp]
@@ -126,7 +133,7 @@ def _build_chunks(
 def _build_chunk(literals: Literals, embedding: Embedding, number: int | None) -> Any:
     """The GPTModel of a virtual stage, counted from 0; None without interleaving."""
     rope = embedding.positions == "rope"
-    return GPTModel(
+    chunk = GPTModel(
         config=literals.model,
         transformer_layer_spec=layer_specs(literals, embedding.positions, number),
         vocab_size=embedding.padded_vocab_size,
@@ -141,3 +148,12 @@ def _build_chunk(literals: Literals, embedding: Embedding, number: int | None) -
         rope_scaling_factor=embedding.rotary_scaling or 1.0,
         vp_stage=number,
     )
+    if chunk.post_process and embedding.output_multiplier != 1.0:
+        chunk.output_layer.register_forward_pre_hook(partial(_scale_hidden, embedding.output_multiplier))
+    return chunk
+
+
+def _scale_hidden(multiplier: float, module: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The hidden states that the output layer reads: scaling them scales the logits."""
+    hidden, *others = arguments
+    return hidden * multiplier, *others

@@ -1,4 +1,4 @@
-"""The learning rate over the steps: warm-up, then cosine decay, constant, or constant and a decay at the end."""
+"""The learning rate over the steps: warm-up, then cosine or linear decay, constant, or constant and a decay at the end."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +7,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from trainwright.runtime.errors import Unsupported
 
-STYLES = {"cosine": "cosine", "constant": "constant", "wsd": "WSD"}  # Megatron-Core's names
+STYLES = {"cosine": "cosine", "linear": "linear", "constant": "constant", "wsd": "WSD"}  # Megatron-Core's names
 DECAY_STYLES = ("linear", "cosine", "exponential", "minus_sqrt")
 
 
@@ -15,7 +15,7 @@ DECAY_STYLES = ("linear", "cosine", "exponential", "minus_sqrt")
 class Schedule:
     """Steps are optimizer steps. Peak and floor of the learning rate are the optimizer's `lr` and `min_lr`."""
 
-    kind: str  # "cosine" | "wsd" | "constant"
+    kind: str  # "cosine" | "linear" | "wsd" | "constant"
     steps: int
     warmup_steps: int
     decay_steps: int = 0  # of wsd: the last ones
@@ -26,8 +26,9 @@ class LearningRate:
     """Sets learning rate and weight decay of every parameter group before each step.
 
     Step s (1 to `steps`) trains at peak * s / warmup_steps up to the warm-up's end; then at the peak ("constant"), down half a
-    cosine that reaches the floor at the last step ("cosine"), or at the peak and over the last decay_steps down to the floor,
-    which the last step has ("wsd").
+    cosine ("cosine") or a line ("linear") that reaches the floor at the last step, or at the peak and over the last decay_steps
+    down to the floor, which the last step has ("wsd"). A group with a `max_lr` and `min_lr` of its own has those for peak and
+    floor.
     """
 
     def __init__(self, schedule: Schedule, optimizer: Any, config: Any, *, finished_steps: int) -> None:

@@ -18,6 +18,7 @@ from trainwright.runtime.megatron.data import build_training_stream
 from trainwright.runtime.megatron.losses import token_loss
 from trainwright.runtime.megatron.model import Embedding, Model
 from trainwright.runtime.megatron.parallel import Parallel, data_rank
+from trainwright.runtime.megatron.parameters import PLAIN, Groups
 from trainwright.runtime.megatron.platform import install
 from trainwright.runtime.megatron.schedule import Schedule
 from trainwright.runtime.reading import ends_of_files
@@ -28,7 +29,7 @@ from trainwright.runtime.stages.split import SPLIT_FILE
 from trainwright.runtime.stages.training import Checkpoint, Session, Work, open_model, resume
 from trainwright.runtime.workspace import Workspace, open_workspace
 
-__all__ = ["Checkpoint", "Data", "Embedding", "Parallel", "Schedule", "Validation", "run"]
+__all__ = ["Checkpoint", "Data", "Embedding", "Groups", "Parallel", "Schedule", "Validation", "run"]
 
 SAMPLE_TEMPERATURE, SAMPLE_TOP_K = 0.8, 50
 
@@ -74,6 +75,7 @@ def run(
     data: Data,
     validation: Validation,
     checkpoint: Checkpoint,
+    groups: Groups = PLAIN,
 ) -> None:
     """Train, evaluate, save. `model`, `ddp` and `optimizer` are Megatron-Core's own configs.
 
@@ -92,6 +94,7 @@ def run(
         model=model,
         ddp=ddp,
         optimizer=optimizer,
+        groups=groups,
         layer_spec=layer_spec,
         embedding=embedding,
     )

@@ -19,6 +19,7 @@ from trainwright.runtime.megatron.model import Embedding
 from trainwright.runtime.megatron.packing import Sequence as Tokens
 from trainwright.runtime.megatron.packing import pack
 from trainwright.runtime.megatron.parallel import Parallel, data_rank
+from trainwright.runtime.megatron.parameters import PLAIN, Groups
 from trainwright.runtime.megatron.platform import install
 from trainwright.runtime.stages import stage_verb
 from trainwright.runtime.stages.chat import DEFAULT_TEMPLATE, ChatTokenizer, fit, read_template, show
@@ -37,7 +38,7 @@ from trainwright.runtime.stages.tuning import (
 )
 from trainwright.runtime.workspace import open_workspace
 
-__all__ = ["Checkpoint", "Data", "Embedding", "Parallel", "Training", "run"]
+__all__ = ["Checkpoint", "Data", "Embedding", "Groups", "Parallel", "Training", "run"]
 
 install()  # before the program builds its configs
 
@@ -70,6 +71,7 @@ def run(
     data: Data,
     training: Training,
     checkpoint: Checkpoint,
+    groups: Groups = PLAIN,
 ) -> None:
     """Tune the newest checkpoint of `initial` (a stage, or a path). The configs are Megatron-Core's own.
 
@@ -84,6 +86,7 @@ def run(
         model=model,
         ddp=ddp,
         optimizer=optimizer,
+        groups=groups,
         layer_spec=layer_spec,
         embedding=embedding,
         training=training,

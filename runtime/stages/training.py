@@ -20,6 +20,7 @@ from trainwright.runtime.megatron.checkpoint import Checkpoints, Found, Identity
 from trainwright.runtime.megatron.losses import Loss
 from trainwright.runtime.megatron.model import Embedding, Model, build, count_parameters
 from trainwright.runtime.megatron.parallel import Parallel, check_model, start
+from trainwright.runtime.megatron.parameters import Groups
 from trainwright.runtime.megatron.platform import Literals
 from trainwright.runtime.megatron.schedule import LearningRate, Schedule
 from trainwright.runtime.stages.metrics import TENSORBOARD, Metrics
@@ -46,7 +47,15 @@ class Opened:
 
 
 def open_model(
-    *, parallel: Parallel, seed: int, model: Any, ddp: Any, optimizer: Any, layer_spec: str, embedding: Embedding
+    *,
+    parallel: Parallel,
+    seed: int,
+    model: Any,
+    ddp: Any,
+    optimizer: Any,
+    groups: Groups,
+    layer_spec: str,
+    embedding: Embedding,
 ) -> Opened:
     """Join the processes and build the model. The configs are Megatron-Core's, as the program wrote them.
 
@@ -62,7 +71,7 @@ def open_model(
         sequence_length=embedding.sequence_length,
         padded_vocab_size=embedding.padded_vocab_size,
     )
-    built = build(literals, embedding, platform)
+    built = build(literals, embedding, platform, groups)
     log(f"parameters: {count_parameters(built):,}; layout: {parallel}")
     log(_expectation())
     return Opened(literals, built, log)

@@ -17,6 +17,7 @@ from trainwright.runtime.megatron.loop import Batch
 from trainwright.runtime.megatron.losses import Loss
 from trainwright.runtime.megatron.model import Embedding
 from trainwright.runtime.megatron.parallel import Parallel
+from trainwright.runtime.megatron.parameters import Groups
 from trainwright.runtime.megatron.schedule import Schedule
 from trainwright.runtime.stages.examples import Examples, PackedStream, content_id, prepare
 from trainwright.runtime.stages.records import Records
@@ -35,7 +36,7 @@ class Training:
     epochs: int
     global_batch: int  # rows a step
     micro_batch: int  # rows
-    schedule: str  # "cosine" | "constant"
+    schedule: str  # "cosine" | "linear" | "constant"
     warmup: float  # fraction of the steps
 
     def over(self, steps: int) -> Schedule:
@@ -182,6 +183,7 @@ def open_tuning(
     model: Any,
     ddp: Any,
     optimizer: Any,
+    groups: Groups,
     layer_spec: str,
     embedding: Embedding,
     training: Training,
@@ -200,6 +202,7 @@ def open_tuning(
         model=model,
         ddp=ddp,
         optimizer=optimizer,
+        groups=groups,
         layer_spec=layer_spec,
         embedding=embedding,
     )

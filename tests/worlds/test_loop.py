@@ -195,7 +195,7 @@ def test_cuda_runs_the_program_as_written_or_says_what_is_missing(monkeypatch: p
         here.adapt(platform.Literals(fused, written.ddp, written.optimizer, "local"))
 
 
-@pytest.mark.parametrize("kind", ["cosine", "wsd", "constant"])
+@pytest.mark.parametrize("kind", ["cosine", "linear", "wsd", "constant"])
 def test_the_learning_rate_warms_up_and_ends_at_its_floor(kind: str) -> None:
     """Warm-up of 4, 10 steps, with wsd a decay over the last 4; a run that resumes after step 8 goes on with the same rates."""
 
@@ -219,6 +219,8 @@ def test_the_learning_rate_warms_up_and_ends_at_its_floor(kind: str) -> None:
     expected, floor = [peak] * 6, peak / 10
     if kind == "wsd":
         expected[2:] = [floor + (peak - floor) * (1 - math.sqrt(i / 4)) for i in range(1, 5)]
+    if kind == "linear":
+        expected = [floor + (peak - floor) * (1 - i / 6) for i in range(1, 7)]
     if kind == "cosine":
         expected = [floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * i / 6)) for i in range(1, 7)]
     assert first[4:] == pytest.approx(expected)

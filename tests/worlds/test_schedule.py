@@ -43,7 +43,15 @@ def test_wsd_without_a_decay_is_constant_and_may_be_decay_alone() -> None:
     assert all(later < sooner for sooner, later in itertools.pairwise(falling[1:]))
 
 
-@given(data=st.data(), kind=st.sampled_from(["cosine", "wsd", "constant"]), steps=st.integers(1, 60))
+def test_linear_is_warm_up_then_a_line_to_the_floor() -> None:
+    rates = course(Schedule("linear", 10, 4))
+    assert rates == pytest.approx(
+        [PEAK * s / 4 for s in range(1, 5)] + [PEAK + (FLOOR - PEAK) * s / 6 for s in range(1, 7)]
+    )
+    assert rates[-1] == FLOOR
+
+
+@given(data=st.data(), kind=st.sampled_from(["cosine", "linear", "wsd", "constant"]), steps=st.integers(1, 60))
 def test_a_resumed_run_has_the_rates_of_an_uninterrupted_one(data: st.DataObject, kind: str, steps: int) -> None:
     warmup = data.draw(st.integers(0, steps - 1))
     decay = (data.draw(st.integers(0, steps - warmup)), data.draw(st.sampled_from(DECAY_STYLES)))
@@ -58,7 +66,7 @@ def test_a_resumed_run_has_the_rates_of_an_uninterrupted_one(data: st.DataObject
 @pytest.mark.parametrize(
     ("schedule", "message"),
     [
-        (Schedule("linear", 10, 2), "schedule.kind='linear' is unknown: write 'cosine', 'constant', 'wsd'"),
+        (Schedule("line", 10, 2), "schedule.kind='line' is unknown: write 'cosine', 'linear', 'constant', 'wsd'"),
         (Schedule("cosine", 10, 10), "10 warm-up steps do not fit in 10 steps"),
         (Schedule("wsd", 10, 2, 3), "schedule.decay_style='none' is unknown"),
         (Schedule("wsd", 10, 2, 9, "minus_sqrt"), "2 warm-up steps and 9 of decay do not fit in 10"),

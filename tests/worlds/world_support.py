@@ -25,6 +25,7 @@ from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
 from trainwright.runtime.megatron import loop, losses, model, parallel, pieces, platform
+from trainwright.runtime.megatron.parameters import PLAIN, Groups
 
 VOCABULARY, SEQUENCE, GLOBAL_BATCH, MICRO_BATCH, STEPS = 256, 32, 8, 2, 10
 HEAD_DIM = 16
@@ -160,6 +161,8 @@ class Case:
     steps: int = STEPS
     recompute: bool = False
     dropout: float = 0.0
+    optimizer: str = "adam"
+    groups: Groups = PLAIN
     task: Task = TEXT
 
     @property
@@ -171,6 +174,8 @@ class Case:
         flags = [
             name for name in ("tied", "distributed_optimizer", "overlap", "bf16", "recompute") if getattr(self, name)
         ]
+        if self.optimizer != "adam":
+            flags.append(self.optimizer)
         options = [f"{name} {value}" for name, value in self.options]
         return " x ".join(words or ["one process"]) + f" ({', '.join([self.task.name, self.family, *flags, *options])})"
 
@@ -258,9 +263,9 @@ def literals(case: Case) -> tuple[platform.Literals, model.Embedding]:
         grad_reduce_in_fp32=True,
     )
     optimizer = OptimizerConfig(
-        optimizer="adam",
-        lr=LEARNING_RATE,
-        min_lr=LEARNING_RATE,
+        optimizer=case.optimizer,
+        lr=LEARNING_RATE if case.optimizer == "adam" else LEARNING_RATE / 10,
+        min_lr=0.0,
         weight_decay=0.1,
         adam_beta1=0.9,
         adam_beta2=0.95,
@@ -278,6 +283,7 @@ def literals(case: Case) -> tuple[platform.Literals, model.Embedding]:
         positions=positions,
         rotary_base=10_000 if positions == "rope" else 0,
         tied=case.tied,
+        output_multiplier=1 / case.groups.width,
     )
     return platform.Literals(config, ddp, optimizer, "local"), embedding
 
@@ -300,7 +306,7 @@ def build(case: Case, initial: dict[str, Tensor] | None = None) -> model.Model:
     here = parallel.start(case.layout, seed=1)
     written, embedding = literals(case)
     used, _ = here.adapt(written)
-    built = model.build(used, embedding, here)
+    built = model.build(used, embedding, here, case.groups)
     if initial is not None:
         copy_weights(built, initial)
         built.optimizer.reload_model_params()
@@ -336,7 +342,7 @@ def train(built: model.Model, steps: Sequence[int], task: Task = TEXT) -> Record
 
     built.optimizer.step = keep_gradients
     for group in built.optimizer.param_groups:
-        group["lr"], group["weight_decay"] = LEARNING_RATE, 0.1 * group["wd_mult"]
+        group["lr"], group["weight_decay"] = group["max_lr"], 0.1 * group["wd_mult"]
     rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     for step in steps:
         result = loop.train_step(built, task.batches(step, rank, size), task.loss)

@@ -1,7 +1,8 @@
-"""Loading the state of torch's Adam, which Megatron-Core 0.16.1 uses where neither Transformer Engine nor Apex is installed.
+"""Loading the state of torch's Adam, which Megatron-Core 0.16.1 uses where neither Transformer Engine nor Apex is installed,
+and of Lion.
 
-torch's Adam keeps a `step` tensor beside each parameter's moments; the fused Adams that Megatron-Core's loader is written
-for keep one number a group. Three places need help; with a fused Adam none of this does anything.
+They keep a `step` tensor beside each parameter's moments; the fused Adams that Megatron-Core's loader is written for keep one
+number a group. Three places need help; with a fused Adam none of this does anything.
 """
 
 from collections.abc import Iterator
@@ -11,13 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainwright.runtime.megatron.lion import Lion
+from trainwright.runtime.megatron.optimizers import parts_of
+
 
 def fill_empty_state(optimizer: Any) -> None:
-    """Give every parameter an Adam state of zeros where it has none: the loader takes the number of steps from it.
+    """Give every parameter a state of zeros where it has none: the loader takes the number of steps from it.
 
     `optimizer` is Megatron-Core's (chained) optimizer, before its first step.
     """
-    for part in _torch_adams(optimizer):
+    for part in _steps_by_parameter(optimizer):
+        if isinstance(part.optimizer, Lion):
+            part.optimizer.fill_empty_state()
+            continue
         for group in part.optimizer.param_groups:
             for parameter in group["params"]:
                 state = part.optimizer.state[parameter]
@@ -29,19 +36,19 @@ def fill_empty_state(optimizer: Any) -> None:
 
 def load_optimizer(optimizer: Any, state: Any) -> None:
     """`optimizer.load_state_dict(state)`, after which every parameter counts its own steps."""
-    for part in _torch_adams(optimizer):
+    for part in _steps_by_parameter(optimizer):
         if hasattr(part, "_set_main_param_and_optimizer_states"):
             part._set_main_param_and_optimizer_states = MethodType(_set_main_param, part)
     optimizer.load_state_dict(state)
-    for part in _torch_adams(optimizer):
+    for part in _steps_by_parameter(optimizer):
         for parameter_state in part.optimizer.state.values():
             # The loader hands one tensor to all parameters, and each of them would add 1 to it in every step.
             parameter_state["step"] = parameter_state["step"].clone()
 
 
-def _torch_adams(optimizer: Any) -> Iterator[Any]:
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        if isinstance(part.optimizer, torch.optim.Adam | torch.optim.AdamW):
+def _steps_by_parameter(optimizer: Any) -> Iterator[Any]:
+    for part in parts_of(optimizer):
+        if isinstance(part.optimizer, torch.optim.Adam | torch.optim.AdamW | Lion):
             yield part
 
 
