@@ -121,7 +121,7 @@ class Checkpoints:
 
     def load(self, model: Model, found: Found) -> None:
         """Load model and optimizer, whatever layout saved them. Raises CheckpointError when they do not fit."""
-        check_same_model(model, found.path)
+        check_same_model(model.config, model.embedding, found.path)
         saved = _read_json(found.path / IDENTITY)
         if saved["distributed_optimizer"] != _is_distributed(model):
             kinds = {True: "the distributed optimizer", False: "the ordinary optimizer"}
@@ -180,7 +180,7 @@ def load_weights(model: Model, folder: Path) -> None:
 
     All ranks call it together. Raises CheckpointError for another model's, with each field that differs, and for damage.
     """
-    check_same_model(model, folder)
+    check_same_model(model.config, model.embedding, folder)
     try:
         _load_chunks(model, dist_checkpointing.load(_weights(model), str(folder)))
     # CheckpointException, torch's own, is no Exception

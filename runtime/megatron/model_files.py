@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from megatron.core import activations
 
 from trainwright.runtime.errors import CheckpointError
 from trainwright.runtime.megatron.model import Embedding, Model
@@ -38,6 +39,53 @@ DEFINING = (
     "rotary_interleaved",
     "softmax_scale",
 )
+# Those that most models are without: described where they are set.
+SPECIAL = (
+    "qk_l2_norm",
+    "no_rope_freq",
+    "num_moe_experts",
+    "moe_router_topk",
+    "moe_ffn_hidden_size",
+    "moe_layer_freq",
+    "moe_shared_expert_intermediate_size",
+    "moe_router_score_function",
+    "moe_router_pre_softmax",
+    "moe_router_topk_scaling_factor",
+    "moe_router_num_groups",
+    "moe_router_group_topk",
+    "moe_router_enable_expert_bias",
+    "moe_apply_probs_on_input",
+    "multi_latent_attention",
+    "q_lora_rank",
+    "kv_lora_rank",
+    "qk_head_dim",
+    "qk_pos_emb_head_dim",
+    "v_head_dim",
+    "rope_type",
+    "rotary_base",
+    "rotary_scaling_factor",
+    "original_max_position_embeddings",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+    "mtp_num_layers",
+)
+_YARN = (
+    "rotary_scaling_factor",
+    "original_max_position_embeddings",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+)
+ACTIVATIONS: dict[str, Any] = {
+    "silu": torch.nn.functional.silu,
+    "gelu": torch.nn.functional.gelu,
+    "gelu_tanh": activations.fast_gelu,  # Hendrycks and Gimpel's approximation, GPT-2's
+    "quick_gelu": activations.quick_gelu,
+    "squared_relu": activations.squared_relu,
+}
 
 
 @dataclass(frozen=True)
@@ -59,7 +107,7 @@ class SavedModel:
 
 def write_model_files(folder: Path, model: Model, files: ModelFiles) -> None:
     """Write them into a step folder. Raises CheckpointError where one that should go along is not there."""
-    write_json(folder / MODEL, _describe(model))
+    write_model(folder, describe(model.config, model.embedding))
     for source, name in ((files.tokenizer, TOKENIZER), (files.split, SPLIT)):
         if source is None:
             continue
@@ -91,39 +139,63 @@ def read_model(folder: Path) -> SavedModel:
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
         config = dict(saved["config"])
-        config["activation_func"] = getattr(torch.nn.functional, config["activation_func"])
+        config["activation_func"] = ACTIVATIONS[config["activation_func"]]
         return SavedModel(config, Embedding(**saved["embedding"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path} does not describe a model ({error}): it is written with every checkpoint"
         ) from error
 
 
-def check_same_model(model: Model, folder: Path) -> None:
-    """Raise CheckpointError, with each field that differs, where a step folder holds another model than this one."""
-    saved = read_model(folder)
-    there = {**saved.config, **asdict(saved.embedding)}
-    here = {name: getattr(model.config, name) for name in DEFINING} | asdict(model.embedding)
-    if model.embedding.positions == "rope":  # any length can be asked of such a model
-        del here["sequence_length"]
-    differences = [
-        f"{name}: {_show(there.get(name))} there, {_show(value)} here"
-        for name, value in here.items()
-        if there.get(name) != value
-    ]
-    if differences:
+def check_same_model(config: Any, embedding: Embedding, folder: Path) -> None:
+    """Raise CheckpointError, with each field that differs, where a folder holds another model than a program's.
+
+    `config` is Megatron-Core's TransformerConfig.
+    """
+    differing = differences(read_model(folder), describe(config, embedding))
+    if differing:
         raise CheckpointError(
-            f"{folder} is of another model: {'; '.join(differences)}. Write the values that it was trained with, or start "
+            f"{folder} is of another model: {'; '.join(differing)}. Write the values that it was trained with, or start "
             "from a checkpoint of this model"
         )
 
 
-def _describe(model: Model) -> dict[str, Any]:
-    config = {name: getattr(model.config, name) for name in DEFINING}
-    return {
-        "config": {**config, "activation_func": config["activation_func"].__name__},
-        "embedding": asdict(model.embedding),
-    }
+def differences(there: SavedModel, here: SavedModel) -> list[str]:
+    """Each field by which a saved model differs from a program's, as "name: value there, value here"."""
+    saved, ours = ({**model.config, **asdict(model.embedding)} for model in (there, here))
+    del ours["padded_vocab_size"]  # the layout's
+    if here.embedding.positions != "learned":  # any length can be asked of such a model
+        del ours["sequence_length"]
+    return [
+        f"{name}: {_show(saved.get(name))} there, {_show(ours.get(name))} here"
+        for name in dict.fromkeys([*ours, *(name for name in saved if name in SPECIAL)])
+        if saved.get(name) != ours.get(name)
+    ]
+
+
+def describe(config: Any, embedding: Embedding) -> SavedModel:
+    """What of a TransformerConfig defines the model."""
+    fields = {name: getattr(config, name) for name in DEFINING} | _special(config)
+    return SavedModel(fields, embedding)
+
+
+def write_model(folder: Path, model: SavedModel) -> None:
+    names = {id(function): name for name, function in ACTIVATIONS.items()}
+    function = model.config["activation_func"]
+    config = {**model.config, "activation_func": names.get(id(function), _show(function))}
+    write_json(folder / MODEL, {"config": config, "embedding": asdict(model.embedding)})
+
+
+def _special(config: Any) -> dict[str, Any]:
+    fields = {name: getattr(config, name, None) for name in SPECIAL}
+    if not config.num_moe_experts:
+        fields = {name: value for name, value in fields.items() if not name.startswith("moe_")}
+    elif isinstance(fields["moe_layer_freq"], int):  # every nth layer, written as the list that it stands for
+        every = fields["moe_layer_freq"]
+        fields["moe_layer_freq"] = [int(number % every == 0) for number in range(config.num_layers)]
+    if fields.get("rope_type") != "yarn":
+        fields = {name: value for name, value in fields.items() if name not in _YARN}
+    return {name: value for name, value in fields.items() if value}
 
 
 def _show(value: object) -> str:
