@@ -53,8 +53,8 @@ def start(parallel: Parallel, seed: int) -> Platform:
     if running != parallel.world_size:
         raise Unsupported(
             f"the layout is {parallel}, but {running} {'is' if running == 1 else 'are'} running: "
-            f"start the program with torchrun --nproc-per-node {parallel.world_size} (times --nnodes), "
-            "or compile for the devices that you have"
+            f"start the program with torchrun --nproc-per-node {parallel.world_size} (times --nnodes), or compile for the "
+            f"devices that you have; {running} would fit {', or '.join(map(str, _fitting(parallel, running)))}"
         )
     if platform.name == "cuda":
         local, devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
@@ -95,29 +95,114 @@ def data_rank() -> tuple[int, int]:
 
 
 def check_model(parallel: Parallel, model: Any, *, sequence_length: int, padded_vocab_size: int) -> None:
-    """Raise Unsupported, with the arithmetic, where a (hand-edited) program contradicts itself.
+    """Raise Unsupported, with the arithmetic, where a (hand-edited) program contradicts itself, or would train wrong.
 
-    `model` is Megatron-Core's TransformerConfig; `sequence_length` counts tokens.
+    `model` is Megatron-Core's TransformerConfig; `sequence_length` counts tokens. Needs no process group.
     """
     for name, degree in (
         ("tensor_model_parallel_size", parallel.tensor),
         ("pipeline_model_parallel_size", parallel.pipeline),
+        ("virtual_pipeline_model_parallel_size", parallel.virtual_pipeline),
         ("context_parallel_size", parallel.context),
-        ("expert_model_parallel_size", 1),
+        ("expert_model_parallel_size", parallel.expert),
     ):
-        if getattr(model, name) != degree:
+        if (getattr(model, name) or 1) != degree:
             raise Unsupported(f"model={name}={getattr(model, name)}, but the layout ({parallel}) has {degree}")
     if model.num_moe_experts is not None:
         raise Unsupported("mixtures of experts are not supported yet: dense models only")
-    for name, value, divisor in (
-        ("num_layers", model.num_layers, parallel.pipeline),
-        ("num_attention_heads", model.num_attention_heads, parallel.tensor),
-        ("num_query_groups", model.num_query_groups, parallel.tensor),
-        ("padded_vocab_size", padded_vocab_size, parallel.tensor),
-        ("sequence_length", sequence_length, parallel.tensor if model.sequence_parallel else 1),
+    _check_layers(parallel, model)
+    _check_messages(parallel, model)
+    chunks = 2 * parallel.context if parallel.context > 1 else 1  # context.py
+    cuts = parallel.context * (parallel.tensor if model.sequence_parallel else 1)
+    for name, value, divisor, why in (
+        ("num_attention_heads", model.num_attention_heads, parallel.tensor, "tensor"),
+        ("num_query_groups", model.num_query_groups, parallel.tensor, "tensor"),
+        ("ffn_hidden_size", model.ffn_hidden_size, parallel.tensor, "tensor"),
+        ("padded_vocab_size", padded_vocab_size, parallel.tensor, "tensor"),
+        ("sequence_length", sequence_length, chunks, "2 x context"),
+        ("sequence_length", sequence_length, cuts, "context x tensor, with sequence_parallel"),
     ):
         if value % divisor:
             raise Unsupported(
-                f"{name} {value} is not divisible by {divisor} ({parallel}): "
+                f"{name} {value} is not divisible by {divisor} ({why}; the layout is {parallel}): "
                 f"{value} = {value // divisor} x {divisor} + {value % divisor}"
             )
+
+
+def check_batch(parallel: Parallel, *, global_batch: int, micro_batch: int) -> None:
+    """Raise Unsupported, with the arithmetic, where a global batch (sequences) cannot be cut into micro-batches of that size."""
+    share = micro_batch * parallel.data
+    if global_batch % share:
+        raise Unsupported(
+            f"global_batch {global_batch} is not a multiple of micro_batch {micro_batch} x data {parallel.data} = {share}"
+        )
+    count = global_batch // share
+    if parallel.virtual_pipeline > 1 and count % parallel.pipeline:
+        raise Unsupported(
+            f"global_batch {global_batch} is {count} x micro_batch {micro_batch} x data {parallel.data}, and of an interleaved "
+            f"pipeline the number of micro-batches must be a multiple of pipeline {parallel.pipeline}"
+        )
+
+
+def _check_layers(parallel: Parallel, model: Any) -> None:
+    """That every stage, and every chunk of it, gets whole layers."""
+    layers, stages, chunks = model.num_layers, parallel.pipeline, parallel.virtual_pipeline
+    first, last = model.num_layers_in_first_pipeline_stage, model.num_layers_in_last_pipeline_stage
+    if first is None and last is None:
+        extra = {
+            "the embedding": model.account_for_embedding_in_pipeline_split,
+            "the loss": model.account_for_loss_in_pipeline_split,
+        }
+        counted = layers + sum(extra.values())
+        if counted % (stages * chunks):
+            also = "".join(f" + {name}" for name, is_counted in extra.items() if is_counted)
+            equals = f" = {counted}" if also else ""
+            raise Unsupported(
+                f"num_layers {layers}{also}{equals} is not divisible by {stages * chunks} (pipeline {stages} x virtual_pipeline "
+                f"{chunks}): {counted} = {counted // (stages * chunks)} x {stages * chunks} + {counted % (stages * chunks)}"
+            )
+        return
+    given = {name: n for name, n in (("first", first), ("last", last)) if n is not None}
+    rest, others = layers - sum(given.values()), stages - len(given)
+    if rest < 0 or others < 0 or (rest % others if others else rest):  # Megatron-Core would drop the rest in silence
+        raise Unsupported(
+            f"num_layers {layers} less those of the {' and the '.join(f'{name} stage ({n})' for name, n in given.items())} "
+            f"leaves {rest} for {others} other pipeline stages: they must get as many each"
+        )
+    for name, n in (*given.items(), ("other", rest // others if others else 0)):
+        if n % chunks:
+            raise Unsupported(
+                f"{n} layers of the {name} pipeline stage do not divide into virtual_pipeline {chunks} chunks"
+            )
+
+
+def _check_messages(parallel: Parallel, model: Any) -> None:
+    """That what pipeline stages send reaches the chunk that it is meant for."""
+    if parallel.virtual_pipeline > 1:
+        if parallel.pipeline == 1:
+            raise Unsupported(f"virtual_pipeline {parallel.virtual_pipeline} needs a pipeline of at least 2 stages")
+        if model.batch_p2p_comm and parallel.pipeline == 2:
+            raise Unsupported(
+                "batch_p2p_comm=True swaps the messages of an interleaved pipeline of 2 stages, where the next stage is also "
+                "the one before (Megatron-Core 0.16.1): write batch_p2p_comm=False"
+            )
+    elif model.overlap_p2p_comm:
+        raise Unsupported("overlap_p2p_comm=True needs an interleaved pipeline: write overlap_p2p_comm=False")
+    if model.overlap_p2p_comm and model.batch_p2p_comm:
+        raise Unsupported(
+            "overlap_p2p_comm=True and batch_p2p_comm=True exclude each other: write batch_p2p_comm=False"
+        )
+
+
+def _fitting(parallel: Parallel, processes: int) -> list[Parallel]:
+    """The layouts of so many processes whose model is cut as much as possible, and in no way more than in this one."""
+    found = [
+        Parallel(tensor, pipeline, processes // (tensor * pipeline * context), context=context)
+        for tensor in range(1, parallel.tensor + 1)
+        for pipeline in range(1, parallel.pipeline + 1)
+        for context in range(1, parallel.context + 1)
+        if not parallel.tensor % tensor + parallel.pipeline % pipeline + parallel.context % context
+        and not processes % (tensor * pipeline * context)
+    ]
+    least = min(layout.data for layout in found)
+    return [layout for layout in found if layout.data == least]

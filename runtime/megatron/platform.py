@@ -90,6 +90,12 @@ class Platform:
                     "the program says apply_rope_fusion=True, whose kernel is Transformer Engine's, and that is not installed: "
                     "write apply_rope_fusion=False"
                 )
+            fused = _recomputed_by_transformer_engine(written.model)
+            if fused and find_spec("transformer_engine") is None:
+                raise Unsupported(
+                    f"the program says recompute_modules={written.model.recompute_modules}, and Megatron-Core recomputes "
+                    f"{' and '.join(fused)} through Transformer Engine, which is not installed: leave them out"
+                )
             return used, ()
         overrides = []
         if written.layer_spec != "local":
@@ -99,12 +105,29 @@ class Platform:
             if getattr(used.model, name):
                 overrides.append(Override(f"model.{name}", True, False))
                 setattr(used.model, name, False)
+        model = used.model
+        if model.overlap_p2p_comm and model.deallocate_pipeline_outputs:
+            # gloo sends in the background from memory that Megatron-Core has freed by then
+            overrides.append(Override("model.deallocate_pipeline_outputs", True, False))
+            model.deallocate_pipeline_outputs = False
+        fused = _recomputed_by_transformer_engine(model)
+        if fused:  # what is recomputed is the same: only memory differs
+            kept = [name for name in model.recompute_modules if name not in fused]
+            overrides.append(Override("model.recompute_modules", model.recompute_modules, kept))
+            model.recompute_modules = kept
         return used, tuple(overrides)
 
     def describe(self, overrides: Iterable[Override]) -> str:
         """The first line of a stage's log."""
         listed = ", ".join(str(override) for override in overrides)
         return f"platform {self.name}: " + (f"overrides {listed}" if listed else "no literal overridden")
+
+
+def _recomputed_by_transformer_engine(model: Any) -> list[str]:
+    """Those of the modules to recompute that Megatron-Core 0.16.1 drops and recomputes by Transformer Engine's means alone."""
+    if model.recompute_granularity != "selective":
+        return []
+    return [name for name in model.recompute_modules if name in ("layernorm", "mla_up_proj", "moe_act")]
 
 
 def current(local_rank: int = 0) -> Platform:

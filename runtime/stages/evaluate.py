@@ -55,9 +55,9 @@ def run(
     """
     workspace = open_workspace()
     folder, length = workspace.stage(stage), embedding.sequence_length
+    check_model(parallel, model, sequence_length=length, padded_vocab_size=embedding.padded_vocab_size)
     platform = start(parallel, seed)
     literals, overrides = platform.adapt(Literals(model, None, None, layer_spec))
-    check_model(parallel, literals.model, sequence_length=length, padded_vocab_size=embedding.padded_vocab_size)
     problem: list[RunError | None] = [None]
     preparation = None
     if dist.get_rank() == 0:

@@ -17,7 +17,7 @@ from trainwright.runtime.megatron.checkpoint import Identity, ModelFiles
 from trainwright.runtime.megatron.data import build_training_stream
 from trainwright.runtime.megatron.losses import token_loss
 from trainwright.runtime.megatron.model import Embedding, Model
-from trainwright.runtime.megatron.parallel import Parallel, data_rank
+from trainwright.runtime.megatron.parallel import Parallel, check_batch, data_rank
 from trainwright.runtime.megatron.parameters import PLAIN, Groups
 from trainwright.runtime.megatron.platform import install
 from trainwright.runtime.megatron.schedule import Schedule
@@ -175,12 +175,7 @@ def _check_text(text: HeldOutText, embedding: Embedding, validation: Validation)
 
 
 def _check(parallel: Parallel, data: Data, validation: Validation) -> None:
-    share = data.micro_batch * parallel.data
-    if data.global_batch % share:
-        raise Unsupported(
-            f"global_batch {data.global_batch} is not a multiple of micro_batch {data.micro_batch} x data "
-            f"{parallel.data} = {share}"
-        )
+    check_batch(parallel, global_batch=data.global_batch, micro_batch=data.micro_batch)
     if validation.baseline not in ("bigram", "none"):
         raise Unsupported(f"validation.baseline={validation.baseline!r} is unknown: write 'bigram' or 'none'")
 

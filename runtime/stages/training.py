@@ -61,16 +61,13 @@ def open_model(
 
     Raises Unsupported where the literals contradict each other or the platform.
     """
+    check_model(
+        parallel, model, sequence_length=embedding.sequence_length, padded_vocab_size=embedding.padded_vocab_size
+    )
     platform = start(parallel, seed)
     log = print_line if dist.get_rank() == 0 else _ignore
     literals, overrides = platform.adapt(Literals(model, ddp, optimizer, layer_spec))
     log(platform.describe(overrides))
-    check_model(
-        parallel,
-        literals.model,
-        sequence_length=embedding.sequence_length,
-        padded_vocab_size=embedding.padded_vocab_size,
-    )
     built = build(literals, embedding, platform, groups)
     log(f"parameters: {count_parameters(built):,}; layout: {parallel}")
     log(_expectation())

@@ -16,7 +16,7 @@ from trainwright.runtime.megatron.checkpoint import IDENTITY, Identity, ModelFil
 from trainwright.runtime.megatron.loop import Batch
 from trainwright.runtime.megatron.losses import Loss
 from trainwright.runtime.megatron.model import Embedding
-from trainwright.runtime.megatron.parallel import Parallel
+from trainwright.runtime.megatron.parallel import Parallel, check_batch
 from trainwright.runtime.megatron.parameters import Groups
 from trainwright.runtime.megatron.schedule import Schedule
 from trainwright.runtime.stages.examples import Examples, PackedStream, content_id, prepare
@@ -190,12 +190,9 @@ def open_tuning(
 ) -> Tuning:
     """Find the model of `initial` and open the stage. Raises CheckpointError, Unsupported."""
     begin = find_model(workspace, initial)
-    share = training.micro_batch * parallel.data
-    if training.epochs < 1 or training.global_batch % share:
-        raise Unsupported(
-            f"global_batch {training.global_batch} is not a multiple of micro_batch {training.micro_batch} x data "
-            f"{parallel.data} = {share}, or epochs {training.epochs} is below 1"
-        )
+    if training.epochs < 1:
+        raise Unsupported(f"epochs {training.epochs} is below 1")
+    check_batch(parallel, global_batch=training.global_batch, micro_batch=training.micro_batch)
     opened = open_model(
         parallel=parallel,
         seed=seed,

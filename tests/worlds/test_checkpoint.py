@@ -79,23 +79,40 @@ def test_resumed_losses_are_those_of_an_uninterrupted_run(case: Case, tmp_path: 
         assert again.grad_norms == pytest.approx(whole.grad_norms, rel=1e-5)
 
 
-def test_another_layout_goes_on_as_one_process_would(tmp_path: Path) -> None:
-    reference = run_reference(Case())
-    rest = Record(losses=reference.losses[HALF:], grad_norms=reference.grad_norms[HALF:], final=reference.final)
-    save_after(Case(tensor=2, pipeline=2), tmp_path, HALF, reference)
-    for case in (Case(), Case(data=2, overlap=True)):
+@pytest.mark.parametrize("tied", [False, True])
+def test_another_layout_goes_on_as_one_process_would(tied: bool, tmp_path: Path) -> None:
+    """By way of several: each trains a step, and saves for the next."""
+    way = [
+        Case(tensor=2, pipeline=2, tied=tied),
+        Case(pipeline=2, virtual_pipeline=2, data=2, overlap=True, tied=tied),
+        Case(tensor=2, pipeline=2, tied=tied),
+        Case(tensor=2, context=2, tied=tied),
+        Case(tied=tied),
+        Case(data=2, overlap=True, tied=tied),
+    ]
+    reference = run_reference(Case(tied=tied, steps=len(way)))
+    for step, case in enumerate(way):
 
-        def work(case: Case = case) -> str:
+        def work(case: Case = case, step: int = step) -> Record:
             checkpoints = open_checkpoints(tmp_path)
-            built = build(case)
+            built = build(case, None if step else reference.initial)
             found = checkpoints.prepare()
-            assert found is not None
-            checkpoints.load(built, found)
-            difference = compare(train(built, range(HALF, STEPS)), rest)
+            if found:
+                checkpoints.load(built, found)
+            record = train(built, [step])
+            checkpoints.save(built, step + 1)
+            if step < len(way) - 1:
+                return record
+            rest = replace(
+                reference, losses=reference.losses[step:], grad_norms=reference.grad_norms[step:], gradients={}
+            )
+            difference = compare(record, rest)
             assert difference.violations() == []
-            return str(difference)
+            return record
 
-        print(case, "after tensor 2 x pipeline 2:", run_world(case.layout.world_size, work)[0])
+        record = run_world(case.layout.world_size, work)[0]
+        assert record.losses == pytest.approx(reference.losses[step : step + 1], rel=1e-4), case
+        assert record.grad_norms == pytest.approx(reference.grad_norms[step : step + 1], rel=1e-4), case
 
 
 def test_ordinary_optimizer_resumes_too(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 import copy
 import math
-import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 import pytest
@@ -37,6 +37,10 @@ LAYOUTS = [
     Case(data=2, overlap=True),
     Case(tensor=2, pipeline=2, tied=True),
     Case(pipeline=2, tied=True, family="gpt"),
+    Case(pipeline=2, virtual_pipeline=2, tied=True),
+    Case(context=2, family="bloom"),
+    Case(context=2, tensor=2),
+    Case(pipeline=2, virtual_pipeline=2, data=2, overlap=True),
 ]
 
 
@@ -61,7 +65,7 @@ def test_evaluation_logits_and_count_are_those_of_one_process(case: Case) -> Non
     """Three batches, so that two data ranks get unlike numbers; one has masked tokens; a length that tensor 2 does not divide."""
 
     def measure(built: model.Model) -> tuple[float, int, torch.Tensor, int]:
-        held = [dict(batch) for batch in text(99, 0, 1)[:3]]
+        held: list[dict[str, torch.Tensor]] = [dict(batch) for batch in text(99, 0, 1)[:3]]
         held[1]["loss_mask"] = held[1]["loss_mask"].clone()
         held[1]["loss_mask"][:, 5:] = 0.0
         nats, tokens = evaluate_nats(built, held)
@@ -130,10 +134,50 @@ def test_a_world_of_another_size_is_refused_with_the_arithmetic() -> None:
 
     [message] = run_world(1, refused)
     assert "tensor 2 x pipeline 1 x data 3 = 6 processes, but 1 is running" in message
+    assert message.endswith("1 would fit tensor 1 x pipeline 1 x data 1 = 1 process")
 
 
 @pytest.mark.parametrize(
-    ("case", "change", "message"),
+    ("running", "fitting"),
+    [
+        (4, "4 would fit tensor 2 x pipeline 1 x context 2 x data 1 = 4 processes"),
+        (16, "16 would fit tensor 2 x pipeline 1 x context 2 x data 4 = 16 processes"),
+        (36, "36 would fit tensor 2 x pipeline 3 x context 2 x data 3 = 36 processes"),
+        (9, "9 would fit tensor 1 x pipeline 3 x data 3 = 9 processes"),
+    ],
+)
+def test_the_layouts_that_fit_the_processes_are_named(
+    running: int, fitting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None is built: no process group is there to be asked."""
+    monkeypatch.setenv("WORLD_SIZE", str(running))
+    with pytest.raises(Unsupported) as caught:
+        parallel.start(parallel.Parallel(tensor=2, pipeline=3, context=2, data=2), seed=1)
+    assert fitting in str(caught.value)
+    assert not dist.is_initialized()
+
+
+def refusal(case: Case, **changes: object) -> str:
+    """What is said of a case, by a program whose literals or layout are changed."""
+    layout, (written, embedding) = case.layout, literals(case)
+    sizes = {"sequence_length": embedding.sequence_length, "padded_vocab_size": embedding.padded_vocab_size}
+    for name, value in changes.items():
+        if name in sizes:
+            sizes[name] = int(str(value))
+        elif hasattr(layout, name):
+            layout = replace(layout, **{name: value})  # type: ignore[arg-type]
+        else:
+            setattr(written.model, name, value)
+    with pytest.raises(Unsupported) as caught:
+        parallel.check_model(layout, written.model, **sizes)
+    return str(caught.value)
+
+
+INTERLEAVED = Case(pipeline=2, virtual_pipeline=2)
+
+
+@pytest.mark.parametrize(
+    ("case", "changes", "message"),
     [
         (
             Case(tensor=2),
@@ -141,19 +185,53 @@ def test_a_world_of_another_size_is_refused_with_the_arithmetic() -> None:
             "model=tensor_model_parallel_size=2, but the layout (tensor 4 x pipeline 1 x data 1",
         ),
         (Case(pipeline=2), {"pipeline": 1}, "model=pipeline_model_parallel_size=2, but the layout"),
+        (Case(context=2), {"context": 1}, "model=context_parallel_size=2, but the layout"),
+        (INTERLEAVED, {"virtual_pipeline": 1}, "model=virtual_pipeline_model_parallel_size=2, but the layout"),
+        (INTERLEAVED, {"batch_p2p_comm": True}, "batch_p2p_comm=True swaps the messages"),
+        (Case(pipeline=2), {"overlap_p2p_comm": True}, "overlap_p2p_comm=True needs an interleaved pipeline"),
+        (Case(tensor=2), {"padded_vocab_size": 255}, "padded_vocab_size 255 is not divisible by 2 (tensor; "),
+        (Case(tensor=2), {"num_query_groups": 3}, "num_query_groups 3 is not divisible by 2 (tensor; "),
+        (Case(tensor=2), {"ffn_hidden_size": 127}, "ffn_hidden_size 127 is not divisible by 2 (tensor; "),
+        (Case(context=2), {"sequence_length": 30}, "sequence_length 30 is not divisible by 4 (2 x context; "),
+        (
+            Case(context=2, tensor=4, family="gpt"),
+            {"sequence_length": 36},
+            "sequence_length 36 is not divisible by 8 (context x tensor, with sequence_parallel; the layout is tensor 4",
+        ),
+        (INTERLEAVED, {"num_layers": 6}, "num_layers 6 is not divisible by 4 (pipeline 2 x virtual_pipeline 2): 6 = 1"),
+        (
+            Case(pipeline=2),
+            {"account_for_loss_in_pipeline_split": True},
+            "num_layers 4 + the loss = 5 is not divisible by 2 (pipeline 2 x virtual_pipeline 1): 5 = 2 x 2 + 1",
+        ),
+        (
+            Case(pipeline=2),
+            {"num_layers_in_first_pipeline_stage": 2, "num_layers_in_last_pipeline_stage": 1},
+            "num_layers 4 less those of the first stage (2) and the last stage (1) leaves 1 for 0 other pipeline stages",
+        ),
+        (
+            Case(pipeline=3),
+            {"num_layers_in_first_pipeline_stage": 1},
+            "num_layers 4 less those of the first stage (1) leaves 3 for 2 other pipeline stages",
+        ),
+        (
+            INTERLEAVED,
+            {"num_layers_in_first_pipeline_stage": 3},
+            "3 layers of the first pipeline stage do not divide into virtual_pipeline 2 chunks",
+        ),
     ],
 )
-def test_a_program_that_contradicts_itself_is_refused(case: Case, change: dict[str, int], message: str) -> None:
-    layout = parallel.Parallel(**{"tensor": case.tensor, "pipeline": case.pipeline, "data": case.data, **change})
-    with pytest.raises(Unsupported, match=re.escape(message)):
-        parallel.check_model(layout, literals(case)[0].model, sequence_length=SEQUENCE, padded_vocab_size=VOCABULARY)
+def test_a_program_that_contradicts_itself_is_refused(case: Case, changes: dict[str, object], message: str) -> None:
+    assert message in refusal(case, **changes)
 
 
-def test_what_tensor_ranks_cannot_share_evenly_is_refused() -> None:
-    with pytest.raises(Unsupported, match=re.escape("padded_vocab_size 255 is not divisible by 2")):
-        parallel.check_model(
-            Case(tensor=2).layout, literals(Case(tensor=2))[0].model, sequence_length=SEQUENCE, padded_vocab_size=255
-        )
+def test_a_batch_that_the_layout_cannot_share_is_refused() -> None:
+    layout = parallel.Parallel(pipeline=2, virtual_pipeline=2, data=2)
+    parallel.check_batch(layout, global_batch=16, micro_batch=2)
+    with pytest.raises(Unsupported, match="global_batch 18 is not a multiple of micro_batch 2 x data 2 = 4"):
+        parallel.check_batch(layout, global_batch=18, micro_batch=2)
+    with pytest.raises(Unsupported, match="global_batch 12 is 3 x micro_batch 2 x data 2, and of an interleaved"):
+        parallel.check_batch(layout, global_batch=12, micro_batch=2)
 
 
 def test_a_cpu_names_what_it_overrides_and_leaves_the_program_alone() -> None:

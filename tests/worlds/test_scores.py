@@ -99,8 +99,9 @@ def test_scores_are_those_of_the_logits_in_every_layout(reference: Record) -> No
 
     run_world(1, lambda: check(Case()))
     two = [Case(tensor=2), Case(tensor=2, sequence_parallel=False), Case(pipeline=2), Case(data=2, overlap=True)]
+    two += [Case(context=2), Case(pipeline=2, virtual_pipeline=2)]
     run_world(2, lambda: check_all(two))
-    run_world(4, lambda: check(Case(tensor=2, data=2)))
+    run_world(4, lambda: check_all([Case(tensor=2, data=2), Case(context=2, pipeline=2, virtual_pipeline=2)]))
 
 
 def test_a_frozen_model_says_the_same(reference: Record) -> None:

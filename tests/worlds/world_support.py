@@ -158,6 +158,7 @@ class Case:
     overlap: bool = False
     sequence_parallel: bool = True  # where tensor > 1
     bf16: bool = False
+    bf16_gradients: bool = False  # summed in bf16
     steps: int = STEPS
     recompute: bool = False
     dropout: float = 0.0
@@ -172,7 +173,9 @@ class Case:
     def __str__(self) -> str:
         words = [f"{name} {n}" for name in DEGREES if (n := getattr(self, name)) > 1]
         flags = [
-            name for name in ("tied", "distributed_optimizer", "overlap", "bf16", "recompute") if getattr(self, name)
+            name
+            for name in ("tied", "distributed_optimizer", "overlap", "bf16", "bf16_gradients", "recompute")
+            if getattr(self, name)
         ]
         if self.optimizer != "adam":
             flags.append(self.optimizer)
@@ -211,6 +214,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "num_query_groups": 4,
     },
 }
+RECOMPUTE = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 LAYOUT_OPTIONS = (  # fields of the model's config that say how it is run, and not what it is
     "num_layers_in_first_pipeline_stage",
     "num_layers_in_last_pipeline_stage",
@@ -245,22 +249,23 @@ def literals(case: Case) -> tuple[platform.Literals, model.Embedding]:
         pipeline_model_parallel_size=case.pipeline,
         virtual_pipeline_model_parallel_size=case.virtual_pipeline if case.virtual_pipeline > 1 else None,
         context_parallel_size=case.context,
-        batch_p2p_comm=case.virtual_pipeline == 1,
         sequence_parallel=case.sequence_parallel and case.tensor > 1,
         bf16=case.bf16,
         params_dtype=dtype,
         pipeline_dtype=dtype,
         calculate_per_token_loss=case.task.per_token,
-        recompute_granularity="full" if case.recompute else None,
-        recompute_method="uniform" if case.recompute else None,
-        recompute_num_layers=1 if case.recompute else None,
-        **{**FAMILIES[case.family], **dict(case.options)},
+        **{
+            "batch_p2p_comm": case.virtual_pipeline == 1,
+            **FAMILIES[case.family],
+            **(RECOMPUTE if case.recompute else {}),
+            **dict(case.options),
+        },
     )
     ddp = DistributedDataParallelConfig(
         use_distributed_optimizer=case.distributed_optimizer,
         overlap_grad_reduce=case.overlap,
         overlap_param_gather=case.overlap and case.distributed_optimizer,
-        grad_reduce_in_fp32=True,
+        grad_reduce_in_fp32=not case.bf16_gradients,
     )
     optimizer = OptimizerConfig(
         optimizer=case.optimizer,
@@ -351,7 +356,8 @@ def train(built: model.Model, steps: Sequence[int], task: Task = TEXT) -> Record
         record.figures.append(result.figures)
     built.optimizer.step = take_step
     if built.overlaps_param_gather:
-        built.ddp[0].start_param_sync(force_sync=True)
+        for chunk in built.ddp:
+            chunk.start_param_sync(force_sync=True)
     record.final = snapshot(built)
     return record
 
@@ -438,6 +444,7 @@ def _determined(name: str, tensor: Tensor) -> Tensor:
 def run_reference(case: Case) -> Record:
     """One process's run of the same model, with the ordinary optimizer so that step-1 gradients are whole."""
     one = replace(case, **dict.fromkeys(DEGREES, 1), distributed_optimizer=False, overlap=False, recompute=False)
+    one = replace(one, bf16_gradients=False)
     one = replace(one, options=tuple(option for option in case.options if option[0] not in LAYOUT_OPTIONS))
     return run_world(1, lambda: train(build(one), range(one.steps), one.task))[0]
 
