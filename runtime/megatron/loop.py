@@ -6,6 +6,7 @@ a packed row (packing.py), which has `segments` too.
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from trainwright.runtime.errors import Diverged, Unsupported
 from trainwright.runtime.megatron import context, packing
+from trainwright.runtime.megatron.cross_entropy import kept_normalisers
 from trainwright.runtime.megatron.losses import Loss, segment_sums, token_loss
 from trainwright.runtime.megatron.model import Model
 from trainwright.runtime.megatron.schedules import Batch, Rows, inference, run_schedule, share
@@ -159,7 +161,12 @@ def _length(model: Model, batches: Sequence[Batch]) -> int:
 
 
 def _forward_loss(model: Model, loss: Loss, module: Any, batch: Batch, part: context.Part) -> tuple[Tensor, Any]:
-    return _run(model, module, part, labels=part.batch["labels"]), partial(_measure, model, loss, batch, part)
+    keep: AbstractContextManager[list[Tensor]] = nullcontext([])
+    if loss.normalisers:
+        keep = kept_normalisers(model.chunks[-1])
+    with keep as kept:
+        output = _run(model, module, part, labels=part.batch["labels"])
+    return output, partial(_measure, model, loss, batch, part, kept)
 
 
 def _forward_logits(model: Model, module: Any, batch: Batch, part: context.Part) -> tuple[Tensor, Any]:
@@ -211,7 +218,9 @@ def _likeliest(model: Model, logits: Tensor) -> Tensor:
     return token
 
 
-def _measure(model: Model, loss: Loss, batch: Batch, part: context.Part, nats: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _measure(
+    model: Model, loss: Loss, batch: Batch, part: context.Part, kept: Sequence[Tensor], nats: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """The sum of the loss, the number of its items, and a report (float64): sum, items, tokens, figures.
 
     Three results, not two: given the sum and the count, Megatron-Core itself divides, by all items of the global batch with
@@ -221,13 +230,16 @@ def _measure(model: Model, loss: Loss, batch: Batch, part: context.Part, nats: T
     Every context rank has the whole rows' loss, and differentiates it by its own nats: the ranks' gradients add up to the whole.
     Megatron-Core adds up the items of all ranks, or takes the mean of their gradients.
     """
+    if loss.normalisers:
+        batch = {**batch, "log_z": context.whole_rows(kept[-1], part)}
     totals = loss.measure(context.whole_rows(nats.float(), part), batch)
     report = torch.stack((totals.loss.detach(), totals.items, batch["loss_mask"].sum()))
     report = torch.cat((report, totals.figures)).double()  # a copy: Megatron-Core divides the sum in place
+    minimised = totals.loss if totals.penalty is None else totals.loss + totals.penalty
     if model.config.calculate_per_token_loss:
         items = totals.items if context.is_first() else torch.zeros_like(totals.items)
-        return totals.loss, items.to(torch.int), report
-    return totals.loss * context.degree(), totals.items.to(torch.int), report
+        return minimised, items.to(torch.int), report
+    return minimised * context.degree(), totals.items.to(torch.int), report
 
 
 def _sum_over_ranks(model: Model, reports: Sequence[Tensor], loss: Loss) -> tuple[list[float], list[float], int]:

@@ -19,15 +19,26 @@ class Totals:
     loss: Tensor  # scalar: sum over its items; what is differentiated
     items: Tensor  # scalar: how many they are
     figures: Tensor  # [len(Loss.figures)]: each summed over the items
+    penalty: Tensor | None = (
+        None  # scalar: summed over the items, differentiated beside the loss and not reported in it
+    )
 
 
 @dataclass(frozen=True)
 class Loss:
     """`measure` takes nats [b, s] (negative log-likelihood of each label) and the batch, on the model's device but for
-    `segments`. `figures` name what is reported beside the loss, as means over the items too."""
+    `segments`. `figures` name what is reported beside the loss, as means over the items too. `normalisers`: the batch that it
+    takes holds `log_z` [b, s] too, the log of the softmax's normaliser at each token."""
 
     measure: Callable[[Tensor, Mapping[str, Tensor]], Totals]
     figures: tuple[str, ...] = ()
+    normalisers: bool = False
+
+
+def text_loss(z_loss: float) -> Loss:
+    """Nats a token, with a penalty z_loss x (log Z)^2 a token (PaLM, Chowdhery et al. 2022, section 5: 1e-4), which keeps
+    the softmax's normaliser Z near 1. The figure `z_loss` is the penalty; the loss is reported without it."""
+    return Loss(partial(_penalised, z_loss), ("z_loss",), normalisers=True) if z_loss else token_loss
 
 
 def preference_loss(beta: float, nll: float) -> Loss:
@@ -50,6 +61,12 @@ def segment_sums(values: Tensor, segments: Tensor) -> Tensor:
 def _tokens(nats: Tensor, batch: Mapping[str, Tensor]) -> Totals:
     mask = batch["loss_mask"]
     return Totals((nats * mask).sum(), mask.sum(), nats.new_zeros(0))
+
+
+def _penalised(coefficient: float, nats: Tensor, batch: Mapping[str, Tensor]) -> Totals:
+    totals = _tokens(nats, batch)
+    penalty = coefficient * (batch["log_z"].square() * batch["loss_mask"]).sum()
+    return Totals(totals.loss, totals.items, penalty.detach().view(1), penalty)
 
 
 def _preference(beta: float, nll: float, nats: Tensor, batch: Mapping[str, Tensor]) -> Totals:

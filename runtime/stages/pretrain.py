@@ -15,7 +15,7 @@ from trainwright.runtime.errors import DataError, Unsupported
 from trainwright.runtime.megatron import generate
 from trainwright.runtime.megatron.checkpoint import Identity, ModelFiles
 from trainwright.runtime.megatron.data import build_training_stream
-from trainwright.runtime.megatron.losses import token_loss
+from trainwright.runtime.megatron.losses import text_loss
 from trainwright.runtime.megatron.model import Embedding, Model
 from trainwright.runtime.megatron.parallel import Parallel, check_batch, data_rank
 from trainwright.runtime.megatron.parameters import PLAIN, Groups
@@ -76,8 +76,10 @@ def run(
     validation: Validation,
     checkpoint: Checkpoint,
     groups: Groups = PLAIN,
+    z_loss: float = 0.0,
 ) -> None:
-    """Train, evaluate, save. `model`, `ddp` and `optimizer` are Megatron-Core's own configs.
+    """Train, evaluate, save. `model`, `ddp` and `optimizer` are Megatron-Core's own configs; `z_loss` weighs a penalty on the
+    logits (losses.py), 0: none.
 
     Raises DataError (inputs), Unsupported (what the platform or version cannot do), CheckpointError, Diverged.
     """
@@ -119,7 +121,7 @@ def run(
         steps=max(schedule.steps, session.finished),
         positions_per_step=data.global_batch * embedding.sequence_length,
         batches=lambda step: stream.batch(step, data.micro_batch, *data_rank()),
-        loss=token_loss,
+        loss=text_loss(z_loss),
         look=lambda: text.validate(opened.model, sequences=validation.sequences, micro_batch=data.micro_batch),
         look_every=validation.every_steps,
     )
