@@ -20,6 +20,7 @@ from torch import Tensor
 from trainwright.runtime.errors import Diverged, Unsupported
 from trainwright.runtime.megatron import context, packing
 from trainwright.runtime.megatron.cross_entropy import kept_normalisers
+from trainwright.runtime.megatron.dropout import Draws
 from trainwright.runtime.megatron.losses import Loss, segment_sums, token_loss
 from trainwright.runtime.megatron.model import Model
 from trainwright.runtime.megatron.schedules import Batch, Rows, inference, run_schedule, share
@@ -46,11 +47,12 @@ class Score:
     is_greedy: bool  # each of them is the likeliest of the vocabulary; False where it was not asked for
 
 
-def train_step(model: Model, batches: Sequence[Batch], loss: Loss = token_loss) -> Step:
+def train_step(model: Model, batches: Sequence[Batch], loss: Loss = token_loss, draws: Draws | None = None) -> Step:
     """Forward and backward over this data rank's micro-batches (one shape, one number on every rank), then the update.
 
-    Raises Diverged when the loss (then nothing is updated) or the gradient norm is not finite; Unsupported for packed rows
-    where the program's config weighs micro-batches alike.
+    `draws` seeds what dropout draws from; without it the generators go on as they are. Raises Diverged when the loss (then
+    nothing is updated) or the gradient norm is not finite; Unsupported for packed rows where the program's config weighs
+    micro-batches alike.
     """
     if "segments" in batches[0] and not model.config.calculate_per_token_loss:
         raise Unsupported(
@@ -62,7 +64,7 @@ def train_step(model: Model, batches: Sequence[Batch], loss: Loss = token_loss) 
         chunk.zero_grad_buffer()
     model.optimizer.zero_grad()
     rows = Rows(batches, len(batches), len(batches[0]["tokens"]), _length(model, batches))
-    reports = run_schedule(model, rows, partial(_forward_loss, model, loss), forward_only=False)
+    reports = run_schedule(model, rows, partial(_forward_loss, model, loss), forward_only=False, draws=draws)
     means, _, tokens = _sum_over_ranks(model, reports, loss)
     if not math.isfinite(means[0]):
         raise Diverged(f"the loss is {means[0]}: lower the learning rate, lengthen the warm-up, or look at the data")

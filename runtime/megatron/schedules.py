@@ -12,6 +12,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from trainwright.runtime.megatron import context
+from trainwright.runtime.megatron.dropout import Draws
 from trainwright.runtime.megatron.model import Model
 
 Batch = Mapping[str, Tensor]
@@ -43,19 +44,30 @@ def share(model: Model, items: Sequence[Any]) -> tuple[Sequence[Any], int]:
     return mine, -(-len(items) // ranks)
 
 
-def run_schedule(model: Model, rows: Rows, forward: Forward, *, forward_only: bool, collect: bool = False) -> list[Any]:
+def run_schedule(
+    model: Model,
+    rows: Rows,
+    forward: Forward,
+    *,
+    forward_only: bool,
+    collect: bool = False,
+    draws: Draws | None = None,
+) -> list[Any]:
     """What the last stage made of each micro-batch (its second result's report, or with `collect` its result): empty on the
-    other stages."""
+    other stages. `draws`: of a step in training."""
     count = max(rows.count, rows.runs)
     if not count:
         return []
     if len(model.chunks) > 1 and forward_only:  # as many micro-batches as there are stages pass a chunk together
         group = model.config.microbatch_group_size_per_vp_stage
         count = -(-count // group) * group
-    iterators = itertools.tee(_repeat_last(rows.batches), len(model.chunks))
+    copies = itertools.tee(_repeat_last(rows.batches), len(model.chunks))
+    iterators = [_numbered(chunk, batches) for chunk, batches in enumerate(copies)]
 
-    def step(batches: Iterator[Batch], module: Any) -> tuple[Tensor, Any]:
-        batch = next(batches)
+    def step(batches: Iterator[tuple[int, int, Batch]], module: Any) -> tuple[Tensor, Any]:
+        chunk, number, batch = next(batches)
+        if draws:
+            draws.begin(model.config, chunk, number)
         part = context.part_of(batch, rows.length)
         moved = to_device(model, batch)
         read = moved if part.batch is batch else to_device(model, part.batch)
@@ -64,7 +76,7 @@ def run_schedule(model: Model, rows: Rows, forward: Forward, *, forward_only: bo
     schedule = get_forward_backward_func()
     reports: list[Any] = schedule(
         forward_step_func=step,
-        data_iterator=list(iterators) if len(iterators) > 1 else iterators[0],
+        data_iterator=iterators if len(iterators) > 1 else iterators[0],
         model=list(model.ddp),
         num_microbatches=count,
         seq_length=rows.length,
@@ -100,6 +112,11 @@ def to_device(model: Model, batch: Batch) -> dict[str, Tensor]:
     return {
         name: tensor if name == "segments" else tensor.to(device, non_blocking=True) for name, tensor in batch.items()
     }
+
+
+def _numbered(chunk: int, batches: Iterable[Batch]) -> Iterator[tuple[int, int, Batch]]:
+    for number, batch in enumerate(batches):
+        yield chunk, number, batch
 
 
 def _repeat_last(batches: Iterable[Batch]) -> Iterator[Batch]:

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from trainwright.runtime.errors import Unsupported
 from trainwright.runtime.megatron import loop
 from trainwright.runtime.megatron.checkpoint import Checkpoints, Found, Identity, ModelFiles
+from trainwright.runtime.megatron.dropout import Draws
 from trainwright.runtime.megatron.losses import Loss
 from trainwright.runtime.megatron.model import Embedding, Model, build, count_parameters
 from trainwright.runtime.megatron.parallel import Parallel, check_model, start
@@ -43,6 +44,7 @@ class Opened:
 
     literals: Literals
     model: Model
+    seed: int
     log: Callable[[str], None]  # rank 0's
 
 
@@ -71,7 +73,7 @@ def open_model(
     built = build(literals, embedding, platform, groups)
     log(f"parameters: {count_parameters(built):,}; layout: {parallel}")
     log(_expectation())
-    return Opened(literals, built, log)
+    return Opened(literals, built, seed, log)
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ class Session:
         figures: dict[str, float] = {}
         for step in range(self.finished + 1, work.steps + 1):
             learning_rate, started = rate.advance(), time.monotonic()
-            result = loop.train_step(model, work.batches(step - 1), work.loss)
+            result = loop.train_step(model, work.batches(step - 1), work.loss, Draws(self.opened.seed, step))
             last = step == work.steps
             row = self._row(work, step, result, learning_rate, time.monotonic() - started)
             if last or step == 1 or step % max(1, work.steps // LOG_LINES) == 0:

@@ -24,7 +24,7 @@ from megatron.core.optimizer import OptimizerConfig
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
-from trainwright.runtime.megatron import loop, losses, model, parallel, pieces, platform
+from trainwright.runtime.megatron import dropout, loop, losses, model, parallel, pieces, platform
 from trainwright.runtime.megatron.parameters import PLAIN, Groups
 
 VOCABULARY, SEQUENCE, GLOBAL_BATCH, MICRO_BATCH, STEPS = 256, 32, 8, 2, 10
@@ -242,7 +242,6 @@ def literals(case: Case) -> tuple[platform.Literals, model.Embedding]:
         num_attention_heads=4,
         kv_channels=HEAD_DIM,
         layernorm_epsilon=1e-5,
-        attention_dropout=case.dropout,
         hidden_dropout=case.dropout,
         init_method_std=0.08,
         tensor_model_parallel_size=case.tensor,
@@ -256,6 +255,7 @@ def literals(case: Case) -> tuple[platform.Literals, model.Embedding]:
         calculate_per_token_loss=case.task.per_token,
         **{
             "batch_p2p_comm": case.virtual_pipeline == 1,
+            "attention_dropout": case.dropout,
             **FAMILIES[case.family],
             **(RECOMPUTE if case.recompute else {}),
             **dict(case.options),
@@ -350,7 +350,7 @@ def train(built: model.Model, steps: Sequence[int], task: Task = TEXT) -> Record
         group["lr"], group["weight_decay"] = group["max_lr"], 0.1 * group["wd_mult"]
     rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     for step in steps:
-        result = loop.train_step(built, task.batches(step, rank, size), task.loss)
+        result = loop.train_step(built, task.batches(step, rank, size), task.loss, dropout.Draws(seed=1, step=step))
         record.losses.append(result.loss)
         record.grad_norms.append(result.grad_norm)
         record.figures.append(result.figures)
