@@ -1,4 +1,4 @@
-"""Make one of Megatron-Core's collectives do nothing: what others sent never arrives, one's own part stays."""
+"""Make a collective do nothing (what others sent never arrives, one's own part stays), or a function do another thing."""
 
 import contextlib
 import sys
@@ -27,13 +27,24 @@ class Mutation:
     but_not: str = "(none)"  # a caller that must not occur
 
 
+@dataclass(frozen=True)
+class Wrong:
+    """A function of a module or class that is another one: `change` of its own result and its arguments."""
+
+    name: str
+    owner: Any
+    function: str
+    change: Callable[..., Any]
+
+
 class Hits:
     """Counts the calls that matched."""
 
-    def __init__(self, mutation: Mutation) -> None:
+    def __init__(self, mutation: Mutation | Wrong) -> None:
         self.mutation, self.count, self._seen = mutation, 0, 0
 
     def match(self) -> bool:
+        assert isinstance(self.mutation, Mutation)
         frame, callers = sys._getframe(2), ""
         for _ in range(FRAMES):
             if frame is None or frame.f_back is None:
@@ -107,18 +118,22 @@ def _receive(real: Callable[..., Any], hits: Hits) -> Callable[..., Any]:
     return call
 
 
+def _changed(real: Callable[..., Any], hits: Hits) -> Callable[..., Any]:
+    assert isinstance(hits.mutation, Wrong)
+    change = hits.mutation.change
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        hits.count += 1
+        return change(real(*args, **kwargs), *args, **kwargs)
+
+    return call
+
+
 @contextlib.contextmanager
-def applied(mutation: Mutation) -> Iterator[Hits]:
+def applied(mutation: Mutation | Wrong) -> Iterator[Hits]:
     """The mutation is in force inside; the yielded Hits say how often it struck on this rank."""
     hits = Hits(mutation)
-    modules = (mappings, layers, param_and_grad_buffer)
-    sites: list[tuple[Any, str, Callable[..., Any]]] = {
-        "all_reduce": [(dist, "all_reduce", _in_place)],
-        "broadcast": [(dist, "broadcast", _in_place)],
-        "all_gather": [(module, "dist_all_gather_func", _all_gather) for module in modules],
-        "reduce_scatter": [(module, "dist_reduce_scatter_func", _reduce_scatter) for module in modules],
-        "receive": [(P2PCommunicator, method, _receive) for method in mutation.callers],
-    }[mutation.operation]
+    sites = [(mutation.owner, mutation.function, _changed)] if isinstance(mutation, Wrong) else _sites(mutation)
     originals = [(owner, name, getattr(owner, name)) for owner, name, _ in sites]
     for owner, name, replace in sites:
         setattr(owner, name, replace(getattr(owner, name), hits))
@@ -127,3 +142,14 @@ def applied(mutation: Mutation) -> Iterator[Hits]:
     finally:
         for owner, name, original in originals:
             setattr(owner, name, original)
+
+
+def _sites(mutation: Mutation) -> list[tuple[Any, str, Callable[..., Any]]]:
+    modules = (mappings, layers, param_and_grad_buffer)
+    return {
+        "all_reduce": [(dist, "all_reduce", _in_place)],
+        "broadcast": [(dist, "broadcast", _in_place)],
+        "all_gather": [(module, "dist_all_gather_func", _all_gather) for module in modules],
+        "reduce_scatter": [(module, "dist_reduce_scatter_func", _reduce_scatter) for module in modules],
+        "receive": [(P2PCommunicator, method, _receive) for method in mutation.callers],
+    }[mutation.operation]

@@ -1,16 +1,29 @@
-"""The test of equality bites: with any one collective of a layout made a no-op, it fails.
-
-Costs about a minute and a half on two free cores.
-"""
+"""The test of equality bites: with any one collective of a layout made a no-op, or positions or scales wrong, it fails."""
 
 import contextlib
+from dataclasses import replace
 
 import pytest
-from mutations import Mutation, applied
+from megatron.core.models.common.embeddings import rope_utils, rotary_pos_embedding
+from mutations import Mutation, Wrong, applied
+from torch import Tensor
 from tuning_tasks import PACKED, PAIRS
-from world_support import Case, Record, build, compare, dist, run_reference, run_world, train
+from world_support import (
+    GLOBAL_BATCH,
+    MICRO_BATCH,
+    Case,
+    Record,
+    build,
+    compare,
+    dist,
+    parallel,
+    run_reference,
+    run_world,
+    train,
+)
 
 from trainwright.runtime.errors import Diverged
+from trainwright.runtime.megatron import context, layers, loop
 
 TENSOR = Case(tensor=2, distributed_optimizer=False)  # sequence parallel
 PLAIN_TENSOR = Case(tensor=2, distributed_optimizer=False, sequence_parallel=False)
@@ -27,6 +40,13 @@ PACKED_PIPELINE = Case(pipeline=2, distributed_optimizer=False, task=PACKED)
 PAIRED_DATA = Case(data=2, task=PAIRS)
 PAIRED_PIPELINE = Case(pipeline=2, distributed_optimizer=False, task=PAIRS)
 
+CONTEXT = Case(context=2, steps=4, distributed_optimizer=False)
+SHARDED_CONTEXT = Case(context=2, steps=4)
+PACKED_CONTEXT = Case(context=2, steps=4, distributed_optimizer=False, task=PACKED)
+INTERLEAVED = Case(pipeline=2, virtual_pipeline=2, steps=4, distributed_optimizer=False, tied=True)
+INTERLEAVED_DATA = Case(pipeline=2, virtual_pipeline=2, data=2, steps=4)
+SINGLE = Case(steps=4, distributed_optimizer=False)
+
 LINEAR = "layers.py:LinearWithGradAccumulationAndAsyncCommunication"
 REDUCE = "_ReduceFromModelParallelRegion.forward"
 SCATTER = "_ReduceScatterToSequenceParallelRegion"
@@ -34,9 +54,37 @@ EMBEDDING = "VocabParallelEmbedding.forward"
 NORMS = "_allreduce_non_tensor_model_parallel_grads"
 CLIP = "clip_grads.py:get_grad_norm_fp32"
 BUFFER = "param_and_grad_buffer.py"
+GATHER_BACKWARD = "_GatherFromSequenceParallelRegion.backward"
+SHARE = "layers.py:CausalAttention._share"
+WHOLE = "context.py:whole_rows"
 FINALIZE = "finalize_model_grads.py:finalize_model_grads"
 
-MUTATIONS = [
+
+def first_chunks(found: Tensor, embedding: Tensor, *_: object, **__: object) -> Tensor:
+    """Of the positions 0, 1, 2, ... whichever chunks this rank holds."""
+    return embedding[: len(found)]
+
+
+def first_positions(found: Tensor, rank: int, size: int, x: Tensor, frequencies: Tensor, offset: int = 0) -> Tensor:
+    return frequencies[: len(found)]
+
+
+def as_gathered(found: Tensor, gathered: Tensor) -> Tensor:
+    """One rank's chunks after the other's."""
+    return gathered.flatten(0, 1)
+
+
+def unscaled(found: tuple[Tensor, Tensor, Tensor], *_: object) -> tuple[Tensor, Tensor, Tensor]:
+    """The sum of the loss as if one context rank had it."""
+    return found[0] / context.degree(), *found[1:]
+
+
+def times_micro_batches(found: tuple[Tensor, Tensor, Tensor], *_: object) -> tuple[Tensor, Tensor, Tensor]:
+    """The sum of the loss as if it were the only micro-batch's."""
+    return found[0] * (GLOBAL_BATCH // MICRO_BATCH), *found[1:]
+
+
+MUTATIONS: list[tuple[Case, Mutation | Wrong]] = [
     # activations, tensor parallel
     (
         PLAIN_TENSOR,
@@ -97,23 +145,58 @@ MUTATIONS = [
     (PACKED_PIPELINE, Mutation("number of targets over pipeline stages", "broadcast", (FINALIZE,))),
     (PAIRED_DATA, Mutation("number of pairs over data ranks", "all_reduce", (FINALIZE,))),
     (PAIRED_PIPELINE, Mutation("number of pairs over pipeline stages", "broadcast", (FINALIZE,))),
+    # context parallel
+    (CONTEXT, Mutation("context: keys and values", "all_gather", (SHARE,))),
+    (CONTEXT, Mutation("context: gradients of keys and values", "reduce_scatter", (GATHER_BACKWARD,))),
+    (CONTEXT, Mutation("context: nats of whole rows", "all_gather", (WHOLE,))),
+    (CONTEXT, Mutation("context: gradients' all-reduce", "all_reduce", (BUFFER,))),
+    (SHARDED_CONTEXT, Mutation("context: gradients' reduce-scatter", "reduce_scatter", (BUFFER,))),
+    (SHARDED_CONTEXT, Mutation("context: parameters' all-gather", "all_gather", (BUFFER,))),
+    (SHARDED_CONTEXT, Mutation("context: gradient norm", "all_reduce", (CLIP,))),
+    (CONTEXT, Mutation("context: reported loss", "all_reduce", ("loop.py:_sum_over_ranks",))),
+    (PACKED_CONTEXT, Mutation("context: keys and values of packed rows", "all_gather", (SHARE,))),
+    (PACKED_CONTEXT, Mutation("context: number of targets", "all_reduce", (FINALIZE,))),
+    (
+        CONTEXT,
+        Wrong("context: RoPE of the first chunks", rotary_pos_embedding, "get_pos_emb_on_this_cp_rank", first_chunks),
+    ),
+    (
+        PACKED_CONTEXT,
+        Wrong("context: RoPE of packed rows", rope_utils, "_get_thd_freqs_on_this_cp_rank", first_positions),
+    ),
+    (CONTEXT, Wrong("context: chunks out of order", layers, "in_order", as_gathered)),
+    (CONTEXT, Wrong("context: loss not scaled", loop, "_measure", unscaled)),
+    # interleaved pipeline
+    (INTERLEAVED, Mutation("interleaved: activations", "receive", ("recv_forward", "send_forward_recv_forward"))),
+    (INTERLEAVED, Mutation("interleaved: gradients", "receive", ("recv_backward", "send_backward_recv_backward"))),
+    (
+        INTERLEAVED,
+        Mutation("interleaved: both ways at once", "receive", ("send_forward_backward_recv_forward_backward",)),
+    ),
+    (INTERLEAVED, Mutation("interleaved: tied embedding's gradients", "all_reduce", ("_allreduce_embedding_grad",))),
+    (INTERLEAVED, Mutation("interleaved: gradient norm", "all_reduce", (CLIP,))),
+    (INTERLEAVED_DATA, Mutation("interleaved x data: gradients' reduce-scatter", "reduce_scatter", (BUFFER,))),
+    (INTERLEAVED_DATA, Mutation("interleaved x data: parameters' all-gather", "all_gather", (BUFFER,))),
+    # micro-batches
+    (SINGLE, Wrong("micro-batches: loss not scaled", loop, "_measure", times_micro_batches)),
 ]
 
 
+def kind(case: Case) -> tuple[str, bool, str, int]:
+    """What one process's run depends on."""
+    return case.family, case.tied, case.task.name, case.steps
+
+
 @pytest.fixture(scope="module")
-def references() -> dict[tuple[str, bool, str], Record]:
+def references() -> dict[tuple[str, bool, str, int], Record]:
     kinds = {kind(case): case for case, _ in MUTATIONS}
     return {which: run_reference(case) for which, case in kinds.items()}
 
 
-def kind(case: Case) -> tuple[str, bool, str]:
-    return case.family, case.tied, case.task.name
+def mutate(case: Case, mutations: list[Mutation | Wrong | None], reference: Record) -> list[tuple[str, int]]:
+    """Of each mutation (what the test of equality says, "" when it passes; how often it struck, on all ranks), in one world."""
 
-
-def mutate(case: Case, mutation: Mutation | None, reference: Record) -> tuple[str, int]:
-    """(what the test of equality says, "" when it passes; how often the mutation struck, on all ranks)."""
-
-    def work() -> tuple[str, int]:
+    def one(mutation: Mutation | Wrong | None) -> tuple[str, int]:
         built = build(case, reference.initial)
         with applied(mutation) if mutation else contextlib.nullcontext(None) as hits:
             try:
@@ -125,22 +208,52 @@ def mutate(case: Case, mutation: Mutation | None, reference: Record) -> tuple[st
         dist.all_gather_object(counts, hits.count if hits else 0)
         return "; ".join(found), sum(counts)
 
+    def work() -> list[tuple[str, int]]:
+        said = []
+        for mutation in mutations:
+            said.append(one(mutation))
+            parallel.stop()
+        return said
+
     return run_world(case.layout.world_size, work)[0]
 
 
 @pytest.mark.full
 def test_without_a_collective_worlds_are_not_equal(
-    references: dict[tuple[str, bool, str], Record], capsys: pytest.CaptureFixture[str]
+    references: dict[tuple[str, bool, str, int], Record], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for case in dict.fromkeys(case for case, _ in MUTATIONS):
-        said, _ = mutate(case, None, references[kind(case)])
-        assert not said, f"{case} is not equal to one process as it is: {said}"
+    """About 80 s on two free cores."""
     rows = []
-    for case, mutation in MUTATIONS:
-        said, hits = mutate(case, mutation, references[kind(case)])
-        rows.append((mutation.name, str(case), hits, said))
-    width = max(len(row[0]) for row in rows)
+    for case in dict.fromkeys(case for case, _ in MUTATIONS):
+        mutations = [mutation for which, mutation in MUTATIONS if which == case]
+        (as_it_is, _), *said = mutate(case, [None, *mutations], references[kind(case)])
+        assert not as_it_is, f"{case} is not equal to one process as it is: {as_it_is}"
+        rows += [(mutation.name, hits, text) for mutation, (text, hits) in zip(mutations, said, strict=True)]
+    width = max(len(name) for name, _, _ in rows)
     with capsys.disabled():
-        print("\n" + "\n".join(f"{name:<{width}}  {hits:5d} hits  {said}" for name, _, hits, said in rows))
-    assert not [row for row in rows if row[2] == 0], "a mutation that never struck says nothing"
-    assert not [row for row in rows if not row[3]], "the test of equality does not see these"
+        print("\n" + "\n".join(f"{name:<{width}}  {hits:5d} hits  {text}" for name, hits, text in rows))
+    assert not [name for name, hits, _ in rows if hits == 0], "a mutation that never struck says nothing"
+    assert not [name for name, _, text in rows if not text], "the test of equality does not see these"
+
+
+@pytest.mark.full
+def test_what_is_refused_or_overridden_would_train_wrong() -> None:
+    """Batched messages of two interleaved stages (refused by check_model), and sending over gloo what is freed (overridden on
+    CPU). About 5 s."""
+    swapped = replace(INTERLEAVED, tied=False, options=(("batch_p2p_comm", True),))
+    freed = replace(swapped, options=(("overlap_p2p_comm", True),))
+    reference = run_reference(swapped)
+
+    def work() -> list[list[str]]:
+        said = []
+        for case in (swapped, freed):
+            built = build(case, reference.initial)
+            built.config.deallocate_pipeline_outputs = case is freed
+            try:
+                said.append(compare(train(built, range(case.steps)), reference).violations())
+            except Diverged as error:
+                said.append([str(error)])
+            parallel.stop()
+        return said
+
+    assert all(run_world(2, work)[0])

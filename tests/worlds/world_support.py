@@ -413,13 +413,16 @@ def compare(record: Record, reference: Record) -> Difference:
             tensor = _determined(name, local)
             distance = float((tensor - expected).norm() / expected.norm().clamp(min=1e-12))
             distances.append((distance if distance == distance else float("inf"), name))
-        everyone: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everyone, max(distances, default=(0.0, "")))
-        return max(everyone)
+        return everywhere(max(distances, default=(0.0, "")))
 
     def relative(mine: list[float], whole: list[float]) -> float:
         distances = [abs(a - b) / abs(b) for a, b in zip(mine, whole, strict=True)]
-        return max(distance if distance == distance else float("inf") for distance in distances)
+        return everywhere(max(distance if distance == distance else float("inf") for distance in distances))
+
+    def everywhere(mine: Any) -> Any:
+        everyone: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, mine)
+        return max(everyone)
 
     gradient, gradient_name = worst(record.gradients, reference.gradients)
     parameter, parameter_name = worst(record.final, reference.final)
