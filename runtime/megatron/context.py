@@ -16,7 +16,7 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 from torch import Tensor
 
-READ = ("tokens", "labels", "position_ids")  # by the model, of a batch
+READ = ("tokens", "labels", "position_ids", "loss_mask")  # by the model, of a batch
 
 
 @dataclass(frozen=True)

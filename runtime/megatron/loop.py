@@ -21,6 +21,7 @@ from trainwright.runtime.errors import Diverged, Unsupported
 from trainwright.runtime.megatron import context, packing
 from trainwright.runtime.megatron.cross_entropy import kept_normalisers
 from trainwright.runtime.megatron.dropout import Draws
+from trainwright.runtime.megatron.experts import auxiliary_figures, router_losses_weighed
 from trainwright.runtime.megatron.losses import Loss, segment_sums, token_loss
 from trainwright.runtime.megatron.model import Model
 from trainwright.runtime.megatron.schedules import Batch, Rows, inference, run_schedule, share
@@ -35,7 +36,7 @@ class Step:
     loss: float  # mean over the items (tokens in nats, or pairs) of the global batch, before the update
     grad_norm: float  # global norm before clipping
     tokens: int  # with a `loss_mask` of 1
-    figures: Mapping[str, float]  # the loss's other means over the items
+    figures: Mapping[str, float]  # the loss's other means over the items, and losses that the model adds by itself
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,17 @@ def train_step(model: Model, batches: Sequence[Batch], loss: Loss = token_loss, 
         chunk.zero_grad_buffer()
     model.optimizer.zero_grad()
     rows = Rows(batches, len(batches), len(batches[0]["tokens"]), _length(model, batches))
-    reports = run_schedule(model, rows, partial(_forward_loss, model, loss), forward_only=False, draws=draws)
+    with router_losses_weighed(model.config, batches, loss):
+        reports = run_schedule(model, rows, partial(_forward_loss, model, loss), forward_only=False, draws=draws)
     means, _, tokens = _sum_over_ranks(model, reports, loss)
     if not math.isfinite(means[0]):
         raise Diverged(f"the loss is {means[0]}: lower the learning rate, lengthen the warm-up, or look at the data")
     _, grad_norm, _ = model.optimizer.step()
     if not math.isfinite(grad_norm):
         raise Diverged(f"the gradient norm is {grad_norm} at loss {means[0]:.4f}: lower the learning rate")
-    return Step(means[0], float(grad_norm), tokens, dict(zip(loss.figures, means[1:], strict=True)))
+    figures = dict(zip(loss.figures, means[1:], strict=True))
+    figures |= auxiliary_figures(model.config, len(batches), model.platform.device)
+    return Step(means[0], float(grad_norm), tokens, figures)
 
 
 def evaluate_nats(model: Model, batches: Sequence[Batch]) -> tuple[float, int]:
@@ -202,6 +206,8 @@ def _forward_scores(model: Model, greedy: bool, module: Any, batch: Batch, part:
 def _run(model: Model, module: Any, part: context.Part, labels: Tensor | None = None) -> Tensor:
     """The model's output for this rank's part of a batch."""
     batch, more = part.batch, {}
+    if labels is not None:
+        more["loss_mask"] = batch["loss_mask"]  # for the prediction of further tokens; the loss sees to its own
     if "segments" in batch:
         more["packed_seq_params"] = packing.segment_parameters(batch["segments"], model.platform.device)
     output: Tensor = module(batch["tokens"], batch["position_ids"], None, labels=labels, **more)

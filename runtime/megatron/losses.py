@@ -24,15 +24,21 @@ class Totals:
     )
 
 
+def _targets(batch: Mapping[str, Tensor]) -> Tensor:
+    return batch["loss_mask"].sum()
+
+
 @dataclass(frozen=True)
 class Loss:
     """`measure` takes nats [b, s] (negative log-likelihood of each label) and the batch, on the model's device but for
     `segments`. `figures` name what is reported beside the loss, as means over the items too. `normalisers`: the batch that it
-    takes holds `log_z` [b, s] too, the log of the softmax's normaliser at each token."""
+    takes holds `log_z` [b, s] too, the log of the softmax's normaliser at each token. `items` counts a batch's
+    items: a scalar."""
 
     measure: Callable[[Tensor, Mapping[str, Tensor]], Totals]
     figures: tuple[str, ...] = ()
     normalisers: bool = False
+    items: Callable[[Mapping[str, Tensor]], Tensor] = _targets
 
 
 def text_loss(z_loss: float) -> Loss:
@@ -50,7 +56,7 @@ def preference_loss(beta: float, nll: float) -> Loss:
 
     Figures: `margin`; `accuracy`, the share of pairs whose margin is above 0; `chosen_log_probability`, summed, the model's.
     """
-    return Loss(partial(_preference, beta, nll), ("margin", "accuracy", "chosen_log_probability"))
+    return Loss(partial(_preference, beta, nll), ("margin", "accuracy", "chosen_log_probability"), items=_pairs)
 
 
 def segment_sums(values: Tensor, segments: Tensor) -> Tensor:
@@ -59,8 +65,11 @@ def segment_sums(values: Tensor, segments: Tensor) -> Tensor:
 
 
 def _tokens(nats: Tensor, batch: Mapping[str, Tensor]) -> Totals:
-    mask = batch["loss_mask"]
-    return Totals((nats * mask).sum(), mask.sum(), nats.new_zeros(0))
+    return Totals((nats * batch["loss_mask"]).sum(), _targets(batch), nats.new_zeros(0))
+
+
+def _pairs(batch: Mapping[str, Tensor]) -> Tensor:
+    return batch["loss_mask"].new_tensor(float(batch["segments"].numel() // 2))  # an odd one out is padding
 
 
 def _penalised(coefficient: float, nats: Tensor, batch: Mapping[str, Tensor]) -> Totals:
@@ -71,7 +80,8 @@ def _penalised(coefficient: float, nats: Tensor, batch: Mapping[str, Tensor]) ->
 
 def _preference(beta: float, nll: float, nats: Tensor, batch: Mapping[str, Tensor]) -> Totals:
     mask, segments = batch["loss_mask"], batch["segments"]
-    pairs = segments.numel() // 2  # an odd one out is padding
+    items = _pairs(batch)
+    pairs = int(items)
     ours = -segment_sums(nats * mask, segments)[: 2 * pairs].view(pairs, 2)
     reference = batch["reference"][0, : 2 * pairs].view(pairs, 2)
     tokens = segment_sums(mask, segments)[: 2 * pairs].view(pairs, 2)
@@ -80,7 +90,7 @@ def _preference(beta: float, nll: float, nats: Tensor, batch: Mapping[str, Tenso
     chosen = ours[:, 0]
     losses = -F.logsigmoid(beta * margin) - nll * chosen / tokens[:, 0].clamp(min=1)
     figures = torch.stack((margin.sum(), (margin > 0).sum().to(margin.dtype), chosen.sum())).detach()
-    return Totals(losses.sum(), nats.new_tensor(float(pairs)), figures)
+    return Totals(losses.sum(), items, figures)
 
 
 token_loss = Loss(_tokens)

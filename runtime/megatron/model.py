@@ -7,14 +7,15 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
-from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.module import Float16Module
 
 from trainwright.runtime.errors import Unsupported
+from trainwright.runtime.megatron.experts import is_expert, mark_experts
+from trainwright.runtime.megatron.gpt import GPT
 from trainwright.runtime.megatron.optimizers import build_optimizer
 from trainwright.runtime.megatron.parameters import PLAIN, Groups
 from trainwright.runtime.megatron.platform import Literals, Platform
-from trainwright.runtime.megatron.specs import layer_specs
+from trainwright.runtime.megatron.specs import layer_specs, prediction_specs
 
 # Embedding.positions -> GPTModel's position_embedding_type; ALiBi is the attention's (layers.py).
 POSITIONS = {"rope": "rope", "learned": "learned_absolute", "alibi": "none", "none": "none"}
@@ -101,18 +102,23 @@ def count_parameters(model: Model) -> int:
     """Parameters of the whole model, each counted once: split ones over all ranks, replicas and tied copies left out."""
     count = 0
     for parameter in (parameter for chunk in model.chunks for parameter in chunk.parameters()):
-        replica = (
-            not getattr(parameter, "tensor_model_parallel", False)
-            and parallel_state.get_tensor_model_parallel_rank() != 0
-        )
         tied_copy = getattr(
             parameter, "shared", False
         )  # Megatron-Core's mark on the last stage's copy of the embedding
-        if not replica and not tied_copy:
+        if not tied_copy and _is_first_replica(parameter):
             count += parameter.numel()
     total = torch.tensor([count], dtype=torch.int64, device=model.platform.device)
-    torch.distributed.all_reduce(total, group=parallel_state.get_model_parallel_group())
+    torch.distributed.all_reduce(total)
     return int(total)
+
+
+def _is_first_replica(parameter: torch.nn.Parameter) -> bool:
+    split = getattr(parameter, "tensor_model_parallel", False)
+    if is_expert(parameter):
+        piece = split or parallel_state.get_expert_tensor_parallel_rank() == 0
+        return bool(piece and parallel_state.get_expert_data_parallel_rank() == 0)
+    piece = split or parallel_state.get_tensor_model_parallel_rank() == 0
+    return bool(piece and parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0)
 
 
 def _build_chunks(
@@ -125,6 +131,7 @@ def _build_chunks(
     config, virtual = literals.model, literals.model.virtual_pipeline_model_parallel_size
     numbers: list[int | None] = list(range(virtual)) if virtual else [None]
     chunks = tuple(_build_chunk(literals, embedding, number).to(platform.device) for number in numbers)
+    mark_experts(chunks)
     if config.bf16 or config.fp16:
         return chunks, tuple(Float16Module(config, chunk) for chunk in chunks)
     return chunks, chunks
@@ -133,7 +140,7 @@ def _build_chunks(
 def _build_chunk(literals: Literals, embedding: Embedding, number: int | None) -> Any:
     """The GPTModel of a virtual stage, counted from 0; None without interleaving."""
     rope = embedding.positions == "rope"
-    chunk = GPTModel(
+    chunk = GPT(
         config=literals.model,
         transformer_layer_spec=layer_specs(literals, embedding.positions, number),
         vocab_size=embedding.padded_vocab_size,
@@ -146,6 +153,7 @@ def _build_chunk(literals: Literals, embedding: Embedding, number: int | None) -
         rotary_base=embedding.rotary_base if rope else 10_000,
         rope_scaling=rope and embedding.rotary_scaling > 0,
         rope_scaling_factor=embedding.rotary_scaling or 1.0,
+        mtp_block_spec=prediction_specs(literals, embedding.positions, number),
         vp_stage=number,
     )
     if chunk.post_process and embedding.output_multiplier != 1.0:

@@ -12,6 +12,7 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from torch._C._distributed_c10d import HashStore
 
 from trainwright.runtime.errors import Unsupported
+from trainwright.runtime.megatron.families import check_family
 from trainwright.runtime.megatron.platform import Platform, current
 
 # Rank 0 alone builds indices of a whole corpus while the others wait; a process that dies is torchrun's to notice.
@@ -108,8 +109,7 @@ def check_model(parallel: Parallel, model: Any, *, sequence_length: int, padded_
     ):
         if (getattr(model, name) or 1) != degree:
             raise Unsupported(f"model={name}={getattr(model, name)}, but the layout ({parallel}) has {degree}")
-    if model.num_moe_experts is not None:
-        raise Unsupported("mixtures of experts are not supported yet: dense models only")
+    check_family(parallel, model)
     _check_layers(parallel, model)
     _check_messages(parallel, model)
     chunks = 2 * parallel.context if parallel.context > 1 else 1  # context.py

@@ -20,6 +20,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from trainwright.runtime.errors import Unsupported
+from trainwright.runtime.megatron.mends import mend
 
 CPU_FUSIONS_OFF = (
     "bias_activation_fusion",
@@ -27,6 +28,9 @@ CPU_FUSIONS_OFF = (
     "masked_softmax_fusion",
     "gradient_accumulation_fusion",
     "apply_rope_fusion",
+    "moe_grouped_gemm",  # experts one after the other
+    "moe_permute_fusion",
+    "moe_router_fusion",
 )
 
 
@@ -89,6 +93,11 @@ class Platform:
                 raise Unsupported(
                     "the program says apply_rope_fusion=True, whose kernel is Transformer Engine's, and that is not installed: "
                     "write apply_rope_fusion=False"
+                )
+            if written.model.moe_grouped_gemm and written.layer_spec == "local":
+                raise Unsupported(
+                    "the program says moe_grouped_gemm=True, whose kernels are Transformer Engine's: write "
+                    "layer_spec='transformer_engine', or moe_grouped_gemm=False"
                 )
             fused = _recomputed_by_transformer_engine(written.model)
             if fused and find_spec("transformer_engine") is None:
@@ -156,6 +165,7 @@ def install() -> None:
         "ignore", message="The .grad attribute of a Tensor that is not a leaf", category=UserWarning
     )
     _let_rope_fusion_be_written()
+    mend()
     if _installed or torch.cuda.is_available():
         return
     _installed = True

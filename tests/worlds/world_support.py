@@ -21,7 +21,8 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
-from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer import MLATransformerConfig, TransformerConfig
+from tiny_families import MIXTURES
 from torch import Tensor
 
 from trainwright.runtime.megatron import dropout, loop, losses, model, parallel, pieces, platform
@@ -213,6 +214,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "add_bias_linear": True,
         "num_query_groups": 4,
     },
+    **MIXTURES,
 }
 RECOMPUTE = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 LAYOUT_OPTIONS = (  # fields of the model's config that say how it is run, and not what it is
@@ -227,6 +229,7 @@ LAYOUT_OPTIONS = (  # fields of the model's config that say how it is run, and n
     "batch_p2p_comm",
     "overlap_p2p_comm",
     "deallocate_pipeline_outputs",
+    "moe_token_dispatcher_type",
 )
 POSITIONS = {"gpt": "learned", "bloom": "alibi"}  # of the other families: rope
 
@@ -235,7 +238,8 @@ def literals(case: Case) -> tuple[platform.Literals, model.Embedding]:
     """The configs that a program for this case would hold."""
     dtype = torch.bfloat16 if case.bf16 else torch.float32
     warnings.filterwarnings("ignore", message="full scope is deprecated")  # Megatron-Core, of its own default
-    config = TransformerConfig(
+    family = FAMILIES[case.family]
+    config = (MLATransformerConfig if "kv_lora_rank" in family else TransformerConfig)(
         num_layers=case.layers,
         hidden_size=64,
         ffn_hidden_size=128,
@@ -248,6 +252,8 @@ def literals(case: Case) -> tuple[platform.Literals, model.Embedding]:
         pipeline_model_parallel_size=case.pipeline,
         virtual_pipeline_model_parallel_size=case.virtual_pipeline if case.virtual_pipeline > 1 else None,
         context_parallel_size=case.context,
+        expert_model_parallel_size=case.expert,
+        expert_tensor_parallel_size=case.expert_tensor,
         sequence_parallel=case.sequence_parallel and case.tensor > 1,
         bf16=case.bf16,
         params_dtype=dtype,
@@ -256,7 +262,7 @@ def literals(case: Case) -> tuple[platform.Literals, model.Embedding]:
         **{
             "batch_p2p_comm": case.virtual_pipeline == 1,
             "attention_dropout": case.dropout,
-            **FAMILIES[case.family],
+            **family,
             **(RECOMPUTE if case.recompute else {}),
             **dict(case.options),
         },
@@ -274,6 +280,8 @@ def literals(case: Case) -> tuple[platform.Literals, model.Embedding]:
         weight_decay=0.1,
         adam_beta1=0.9,
         adam_beta2=0.95,
+        # Where a gradient is all but zero, Adam turns rounding into steps; some token between two experts then goes to the other.
+        adam_eps=1e-6 if "num_moe_experts" in family else 1e-8,
         clip_grad=1.0,
         bf16=case.bf16,
         params_dtype=dtype,

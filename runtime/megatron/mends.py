@@ -1,0 +1,80 @@
+"""Faults of Megatron-Core 0.16.1 that are mended in this process, and what gloo lacks for mixtures of experts.
+
+Each mend says what goes wrong without it; tests/worlds trains what needs it.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.tensor_parallel import mappings
+from megatron.core.transformer import multi_latent_attention
+from megatron.core.transformer.moe import moe_utils, token_dispatcher
+from megatron.core.transformer.moe.router import TopKRouter
+from megatron.core.transformer.torch_norm import L2Norm
+from torch import Tensor
+
+
+def mend() -> None:
+    """Idempotent. On every platform: what is wrong there too. Without CUDA: also what gloo and CPU tensors lack."""
+    mappings._reduce = _reduce
+    if not hasattr(moe_utils, "te_general_gemm"):  # without Transformer Engine a router looks for it: NameError
+        moe_utils.te_general_gemm = None
+    if not isinstance(multi_latent_attention.TELinear, type):
+        # Without Transformer Engine it takes stand-ins for the real thing: "isinstance() arg 2 must be a type".
+        multi_latent_attention.HAVE_TE = False
+    if torch.cuda.is_available():
+        return
+    for owner, name in ((TopKRouter, "_apply_expert_bias"), (L2Norm, "_norm")):
+        # A compiler is not worth its start for these, and fails on stand-ins for CUDA's functions.
+        compiled = getattr(owner, name)
+        setattr(owner, name, getattr(compiled, "_torchdynamo_orig_callable", compiled))
+    token_dispatcher.maybe_move_tensor_to_cpu = _splits_of
+    mappings._gather_along_first_dim = _gather_along_first_dim
+    mappings._reduce_scatter_along_first_dim = _reduce_scatter_along_first_dim
+
+
+def _reduce(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """The sum over a group. Megatron-Core's sums a copy of a tensor that is not contiguous, and returns the tensor."""
+    if group.size() == 1:
+        return tensor
+    tensor = tensor.contiguous()
+    dist.all_reduce(tensor, group=group)
+    return tensor
+
+
+def _splits_of(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+    """In place of maybe_move_tensor_to_cpu, which turns only CUDA tensors into what all_to_all_single takes for splits."""
+    return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
+
+
+_even_gather = mappings._gather_along_first_dim
+_even_reduce_scatter = mappings._reduce_scatter_along_first_dim
+
+
+def _gather_along_first_dim(
+    tensor: Tensor, group: dist.ProcessGroup, output_split_sizes: Sequence[int] | None = None, *args: Any, **kwargs: Any
+) -> Tensor:
+    """Gloo gathers pieces of one size only: each is padded to the largest."""
+    if group.size() == 1 or output_split_sizes is None:
+        return _even_gather(tensor, group, None, *args, **kwargs)  # type: ignore[no-any-return]
+    sizes = [int(size) for size in output_split_sizes]
+    padded = tensor.new_zeros(max(sizes), *tensor.shape[1:])
+    padded[: len(tensor)] = tensor
+    gathered = _even_gather(padded, group).split(max(sizes))
+    return torch.cat([piece[:size] for piece, size in zip(gathered, sizes, strict=True)])
+
+
+def _reduce_scatter_along_first_dim(
+    tensor: Tensor, group: dist.ProcessGroup, input_split_sizes: Sequence[int] | None = None, *args: Any, **kwargs: Any
+) -> Tensor:
+    """As for gathering: each piece is padded to the largest."""
+    if group.size() == 1 or input_split_sizes is None:
+        return _even_reduce_scatter(tensor, group, None, *args, **kwargs)  # type: ignore[no-any-return]
+    sizes = [int(size) for size in input_split_sizes]
+    padded = tensor.new_zeros(group.size(), max(sizes), *tensor.shape[1:])
+    for place, piece in zip(padded, torch.split(tensor, sizes), strict=True):
+        place[: len(piece)] = piece
+    mine: Tensor = _even_reduce_scatter(padded.flatten(0, 1), group)
+    return mine[: sizes[group.rank()]]
