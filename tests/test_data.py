@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trainwright.runtime.errors import DataError
+from trainwright.runtime.errors import DataError, Unsupported
+from trainwright.runtime.megatron.batches import Batches, Ramp
 
 # What importing megatron-core and torch says.
 pytestmark = [
@@ -66,11 +67,28 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np
     return folder, {source: np.concatenate([np.array(row) for row in rows]) for source, rows in documents.items()}
 
 
-def stream(folder: Path, sources: tuple[str, ...], weights: tuple[float, ...] | None, **changes: int) -> Any:
+def stream(
+    folder: Path,
+    sources: tuple[str, ...],
+    weights: tuple[float, ...] | None,
+    *,
+    steps: int = STEPS,
+    sequence_length: int = LENGTH,
+    global_batch: int = GLOBAL_BATCH,
+    ramp: Ramp | None = None,
+    seed: int = 7,
+) -> Any:
     from trainwright.runtime.megatron.data import build_training_stream
 
-    settings = {"steps": STEPS, "sequence_length": LENGTH, "global_batch": GLOBAL_BATCH, "seed": 7} | changes
-    return build_training_stream(folder, sources, weights, **settings)
+    return build_training_stream(
+        folder,
+        sources,
+        weights,
+        steps=steps,
+        sequence_length=sequence_length,
+        batches=Batches(global_batch, ramp),
+        seed=seed,
+    )
 
 
 def global_batch(stream: Any, step: int, micro_batch: int, data_size: int) -> list[tuple[int, ...]]:
@@ -106,6 +124,55 @@ def test_a_step_holds_the_same_sequences_in_every_layout_and_in_any_order(
             assert global_batch(resumed, step, micro_batch, data_size) == expected[step]
     other = stream(folder, ("code", "prose"), weights, seed=8)
     assert [global_batch(other, step, GLOBAL_BATCH, 1) for step in range(STEPS)] != expected
+
+
+def test_a_batch_that_grows_reads_the_same_sequences_in_order(corpus: tuple[Path, dict[str, np.ndarray]]) -> None:
+    """All sequences of a run are those of a run with the whole batch from the start, whatever the layout and the first step."""
+    folder, _ = corpus
+    sources, weights = ("code", "prose"), (0.7, 0.3)
+    batches = Batches(GLOBAL_BATCH, Ramp(start=2, increment=2, sequences=24))
+    assert [batches.size(step) for step in range(9)] == [2, 2, 2, 2, 4, 4, 6, 6, 8]
+    assert batches.sizes == (2, 4, 6, 8)
+    assert [batches.before(step) for step in (0, 4, 5, 9)] == [0, 8, 12, 36]
+    growing = stream(folder, sources, weights, ramp=Ramp(2, 2, 24), steps=12)
+    total = batches.before(12)
+    whole = stream(folder, sources, weights, steps=total, global_batch=1)
+    rows = [row for step in range(12) for row in global_batch(growing, step, 2, 1)]
+    assert rows == [row for step in range(total) for row in global_batch(whole, step, 1, 1)]
+    resumed = stream(folder, sources, weights, ramp=Ramp(2, 2, 24), steps=12)
+    for step in (11, 5, 4):
+        assert global_batch(resumed, step, 1, 2) == rows[batches.before(step) : batches.before(step + 1)]
+
+
+@given(
+    start=st.integers(1, 40), increment=st.integers(1, 40), count=st.integers(1, 30), per_increment=st.integers(1, 300)
+)
+def test_a_ramp_is_megatrons(start: int, increment: int, count: int, per_increment: int) -> None:
+    from megatron.core.num_microbatches_calculator import RampupBatchsizeNumMicroBatchesCalculator
+
+    whole = start + count * increment
+    megatron = RampupBatchsizeNumMicroBatchesCalculator(whole, 1, 1, False, 1, start, increment, count * per_increment)
+    batches = Batches(whole, Ramp(start, increment, count * per_increment))
+    trained = 0
+    for step in range(60):
+        megatron.update(trained, consistency_check=True)
+        assert (batches.before(step), batches.size(step)) == (trained, megatron.current_global_batch_size)
+        trained += batches.size(step)
+    assert batches.sizes[-1] == whole
+
+
+@pytest.mark.parametrize(
+    ("ramp", "message"),
+    [
+        (Ramp(2, 4, 24), r"steps of 4 do not lead to global_batch 8: 8 - 2 = 1 x 4 \+ 2"),
+        (Ramp(8, 2, 24), "start is below the global_batch, 8"),
+        (Ramp(2, 0, 24), "increment 0"),
+        (Ramp(2, 2, 0), "sequences 0"),
+    ],
+)
+def test_a_ramp_that_does_not_lead_to_the_batch_is_refused(ramp: Ramp, message: str) -> None:
+    with pytest.raises(Unsupported, match=message):
+        Batches(GLOBAL_BATCH, ramp)
 
 
 def test_sequences_are_pieces_of_the_documents_and_an_epoch_reads_each_token_once(

@@ -23,6 +23,7 @@ from megatron.core.datasets.utils import Split, normalize
 from torch import Tensor
 
 from trainwright.runtime.errors import DataError
+from trainwright.runtime.megatron.batches import Batches
 from trainwright.runtime.workspace import write_json
 
 Batch = dict[str, Tensor]  # tokens, labels, position_ids: int64, loss_mask: float32; each [sequences, sequence_length]
@@ -70,20 +71,20 @@ class _Vocabulary:
 class TrainingStream:
     """The sequences of a whole training run, in an order that depends on the seed and not on the layout."""
 
-    def __init__(self, dataset: GPTDataset | BlendedDataset, global_batch: int) -> None:
-        self._dataset, self._global_batch = dataset, global_batch
+    def __init__(self, dataset: GPTDataset | BlendedDataset, batches: Batches) -> None:
+        self._dataset, self._batches = dataset, batches
 
     def batch(self, step: int, micro_batch: int, data_rank: int, data_size: int) -> list[Batch]:
         """The micro-batches of data-parallel rank `data_rank` of `data_size` in step `step` (from 0).
 
-        `global_batch` must be a multiple of `micro_batch * data_size`. All ranks together hold the same sequences
+        The step's batch must be a multiple of `micro_batch * data_size`. All ranks together hold the same sequences
         whatever the layout; micro-batch i of all ranks together is a contiguous part of the global batch.
         """
         across = micro_batch * data_size
-        first = step * self._global_batch + data_rank * micro_batch
+        first = self._batches.before(step) + data_rank * micro_batch
         return [
             self._stack(range(first + offset, first + offset + micro_batch))
-            for offset in range(0, self._global_batch, across)
+            for offset in range(0, self._batches.size(step), across)
         ]
 
     def _stack(self, indices: range) -> Batch:
@@ -101,7 +102,7 @@ def build_training_stream(
     *,
     steps: int,
     sequence_length: int,
-    global_batch: int,
+    batches: Batches,
     seed: int,
 ) -> TrainingStream:
     """The training sequences of `steps` steps: Megatron's GPTDataset a source, blended by `weights`.
@@ -122,7 +123,7 @@ def build_training_stream(
             )
     shares = [float(value) for value in (num_tokens if weights is None else weights)]
     shares = [share / sum(shares) for share in shares]
-    num_samples = steps * global_batch
+    num_samples = batches.before(steps)
     request = [[str(prefix) for prefix in prefixes], num_tokens, shares, num_samples, sequence_length, seed]
     cache = index_cache(folder) / hashlib.sha256(json.dumps(request).encode()).hexdigest()[:16]
     samples = _samples_by_source(cache, shares, num_samples)
@@ -145,7 +146,7 @@ def build_training_stream(
     whole = datasets[0] if len(datasets) == 1 else _build(BlendedDataset, datasets, shares, num_samples, config)
     if torch.distributed.get_rank() == 0:
         write_json(cache / "complete.json", request)
-    return TrainingStream(whole, global_batch)
+    return TrainingStream(whole, batches)
 
 
 def _build(kind: type, *arguments: Any) -> Any:

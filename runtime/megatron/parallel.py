@@ -129,17 +129,18 @@ def check_model(parallel: Parallel, model: Any, *, sequence_length: int, padded_
             )
 
 
-def check_batch(parallel: Parallel, *, global_batch: int, micro_batch: int) -> None:
-    """Raise Unsupported, with the arithmetic, where a global batch (sequences) cannot be cut into micro-batches of that size."""
+def check_batch(parallel: Parallel, *, global_batch: int, micro_batch: int, name: str = "global_batch") -> None:
+    """Raise Unsupported, with the arithmetic, where a global batch (sequences) cannot be cut into micro-batches of that size.
+    `name`: what the message calls it."""
     share = micro_batch * parallel.data
     if global_batch % share:
         raise Unsupported(
-            f"global_batch {global_batch} is not a multiple of micro_batch {micro_batch} x data {parallel.data} = {share}"
+            f"{name} {global_batch} is not a multiple of micro_batch {micro_batch} x data {parallel.data} = {share}"
         )
     count = global_batch // share
     if parallel.virtual_pipeline > 1 and count % parallel.pipeline:
         raise Unsupported(
-            f"global_batch {global_batch} is {count} x micro_batch {micro_batch} x data {parallel.data}, and of an interleaved "
+            f"{name} {global_batch} is {count} x micro_batch {micro_batch} x data {parallel.data}, and of an interleaved "
             f"pipeline the number of micro-batches must be a multiple of pipeline {parallel.pipeline}"
         )
 

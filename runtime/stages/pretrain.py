@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from trainwright.runtime.errors import DataError, Unsupported
 from trainwright.runtime.megatron import generate
+from trainwright.runtime.megatron.batches import Batches, Ramp
 from trainwright.runtime.megatron.checkpoint import Identity, ModelFiles
 from trainwright.runtime.megatron.data import build_training_stream
 from trainwright.runtime.megatron.losses import text_loss
@@ -29,7 +30,7 @@ from trainwright.runtime.stages.split import SPLIT_FILE
 from trainwright.runtime.stages.training import Checkpoint, Session, Work, open_model, resume
 from trainwright.runtime.workspace import Workspace, open_workspace
 
-__all__ = ["Checkpoint", "Data", "Embedding", "Groups", "Parallel", "Schedule", "Validation", "run"]
+__all__ = ["Checkpoint", "Data", "Embedding", "Groups", "Parallel", "Ramp", "Schedule", "Validation", "run"]
 
 SAMPLE_TEMPERATURE, SAMPLE_TOP_K = 0.8, 50
 
@@ -47,6 +48,7 @@ class Data:
     weights: tuple[float, ...] | None  # shares of the training tokens; None: each source in proportion to its tokens
     global_batch: int  # sequences a step
     micro_batch: int  # sequences
+    ramp: Ramp | None = None  # by which the batch grows up to global_batch
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,11 @@ def run(
     for name in (data.tokenizer, data.split):
         read_summary(workspace.stage(name))
     _check_text(text, embedding, validation)
-    _check(parallel, data, validation)
+    _check_baseline(validation)
+    batches = Batches(data.global_batch, data.ramp)
+    for size in batches.sizes:
+        name = "global_batch" if size == data.global_batch else "the ramp's global batch of"
+        check_batch(parallel, global_batch=size, micro_batch=data.micro_batch, name=name)
     opened = open_model(
         parallel=parallel,
         seed=seed,
@@ -114,12 +120,12 @@ def run(
         data.weights,
         steps=schedule.steps,
         sequence_length=embedding.sequence_length,
-        global_batch=data.global_batch,
+        batches=batches,
         seed=seed,
     )
     work = Work(
         steps=max(schedule.steps, session.finished),
-        positions_per_step=data.global_batch * embedding.sequence_length,
+        positions=lambda steps: batches.before(steps) * embedding.sequence_length,
         batches=lambda step: stream.batch(step, data.micro_batch, *data_rank()),
         loss=text_loss(z_loss),
         look=lambda: text.validate(opened.model, sequences=validation.sequences, micro_batch=data.micro_batch),
@@ -176,8 +182,7 @@ def _check_text(text: HeldOutText, embedding: Embedding, validation: Validation)
     text.check_baseline(validation.baseline)
 
 
-def _check(parallel: Parallel, data: Data, validation: Validation) -> None:
-    check_batch(parallel, global_batch=data.global_batch, micro_batch=data.micro_batch)
+def _check_baseline(validation: Validation) -> None:
     if validation.baseline not in ("bigram", "none"):
         raise Unsupported(f"validation.baseline={validation.baseline!r} is unknown: write 'bigram' or 'none'")
 

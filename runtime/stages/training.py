@@ -81,7 +81,7 @@ class Work:
     """The steps of a stage: what is trained on, by which loss, and what is looked at meanwhile."""
 
     steps: int
-    positions_per_step: int  # tokens and padding of a global batch
+    positions: Callable[[int], int]  # tokens and padding of so many first steps
     batches: Callable[[int], Sequence[loop.Batch]]  # this data rank's micro-batches of a step, counted from 0
     loss: Loss
     look: Callable[[], dict[str, float]]  # figures on validation data; all ranks call it together
@@ -146,7 +146,7 @@ class Session:
     def _row(self, work: Work, step: int, result: loop.Step, learning_rate: float, step_s: float) -> dict[str, float]:
         return {
             "step": step,
-            "tokens": step * work.positions_per_step,
+            "tokens": work.positions(step),
             "loss": result.loss,
             "grad_norm": result.grad_norm,
             "learning_rate": learning_rate,

@@ -141,7 +141,7 @@ class Tuning:
         before = self.before(session, look)
         work = Work(
             steps=stream.steps,
-            positions_per_step=self.training.global_batch * stream.pack_length,
+            positions=lambda steps: steps * self.training.global_batch * stream.pack_length,
             batches=batches,
             loss=loss,
             look=look,
