@@ -22,7 +22,7 @@ from world_support import Case, literals
 from trainwright.runtime.megatron import huggingface, parallel
 from trainwright.runtime.stages import export, export_folder
 
-named_weights, model_config, write_configs = huggingface.named_weights, huggingface.model_config, export_folder.write_configs
+named_weights, format_of, write_configs = huggingface.named_weights, huggingface.format_of, export_folder.write_configs
 codes = {{}}
 
 def run(stage, initial, case, label=""):
@@ -55,8 +55,12 @@ def one_weight(*arguments):
             tensor[0, 0] = torch.nan
         yield name, tensor
 
-def other_ids(folder, config, vocabulary):
-    write_configs(folder, config, vocabulary)
+def other_epsilon(saved):
+    format = format_of(saved)
+    return dataclasses.replace(format, config=lambda saved: format.config(saved) | {{"rms_norm_eps": 1.1e-5}})
+
+def other_ids(folder, config, vocabulary, length):
+    write_configs(folder, config, vocabulary, length)
     path = folder / "tokenizer.json"
     path.write_text(path.read_text().replace('"add_prefix_space": false', '"add_prefix_space": true', 1))
 
@@ -67,7 +71,7 @@ run("qwen", "work/qwen/checkpoints/step-000002", Case(family="qwen", bf16=True))
 export.write_weights = functools.partial(export_folder.write_weights, shard_bytes=100_000)
 run("shards", "sft", llama)
 export.write_weights = export_folder.write_weights
-run("gpt", "pretrain", Case(family="gpt"))
+run("bloom", "pretrain", Case(family="bloom"))
 run("nobody", "dpo", llama)
 run("untied", "sft", Case())
 huggingface.named_weights = gate_for_up
@@ -75,9 +79,9 @@ run("gates", "sft", llama, label="exchanged")
 huggingface.named_weights = one_weight
 run("nan", "sft", llama)
 huggingface.named_weights = named_weights
-huggingface.model_config = lambda *arguments, **more: model_config(*arguments, **more) | {{"rms_norm_eps": 1.1e-5}}
+huggingface.format_of = other_epsilon
 run("epsilon", "sft", llama)
-huggingface.model_config = model_config
+huggingface.format_of = format_of
 export.write_configs = other_ids
 run("ids", "sft", llama)
 export.write_configs = write_configs
@@ -231,7 +235,9 @@ def test_the_card_says_how_to_load_it(exports: Exports) -> None:
 
 def test_what_has_no_place_in_the_format_is_listed(exports: Exports) -> None:
     exports.refused(
-        "gpt", 28, "learned positions, LayerNorm, an FFN without gate, the activation gelu, biases in the linear layers"
+        "bloom",
+        28,
+        "the model has alibi positions: Hugging Face's GPT2 format, the nearest of those that are written (Llama,",
     )
 
 

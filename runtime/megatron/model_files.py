@@ -174,8 +174,15 @@ def differences(there: SavedModel, here: SavedModel) -> list[str]:
 
 
 def describe(config: Any, embedding: Embedding) -> SavedModel:
-    """What of a TransformerConfig defines the model."""
+    """What of a TransformerConfig defines the model: configs that compute the same are described alike."""
     fields = {name: getattr(config, name) for name in DEFINING} | _special(config)
+    if config.bias_activation_fusion and config.activation_func is torch.nn.functional.gelu:
+        fields["activation_func"] = ACTIVATIONS["gelu_tanh"]  # that is what Megatron-Core's fused kernel computes
+    fields["add_qkv_bias"] = config.add_qkv_bias or config.add_bias_linear
+    if all(fields.get("moe_layer_freq", [0])):
+        fields["ffn_hidden_size"] = config.moe_ffn_hidden_size  # no layer has another
+    if config.multi_latent_attention:
+        del fields["num_query_groups"], fields["kv_channels"]
     return SavedModel(fields, embedding)
 
 

@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from megatron.core.activations import fast_gelu
 from torch.overrides import TorchFunctionMode
 
 from trainwright.runtime.errors import Unsupported
@@ -110,6 +111,11 @@ class Platform:
         if written.layer_spec != "local":
             overrides.append(Override("layer_spec", written.layer_spec, "local"))
             used = dataclasses.replace(used, layer_spec="local")
+        gelu = torch.nn.functional.gelu
+        if used.model.bias_activation_fusion and used.model.activation_func is gelu:
+            # The fused kernel computes the tanh approximation, whatever the config says.
+            overrides.append(Override("model.activation_func", gelu.__name__, fast_gelu.__name__))
+            used.model.activation_func = fast_gelu
         for name in CPU_FUSIONS_OFF:
             if getattr(used.model, name):
                 overrides.append(Override(f"model.{name}", True, False))
@@ -169,6 +175,8 @@ def install() -> None:
     if _installed or torch.cuda.is_available():
         return
     _installed = True
+    # Megatron-Core hands some functions, activations among them, to torch.compile, which is for CUDA's sake.
+    torch.compiler.set_stance("force_eager")
     warnings.filterwarnings("ignore", message=".*CUDA_DEVICE_MAX_CONNECTIONS")
     _answer_cuda_questions()
     mode: AbstractContextManager[object] = _CpuForCuda()

@@ -17,7 +17,9 @@ from tokenizers import Tokenizer
 from trainwright.runtime.megatron import huggingface, loop
 from trainwright.runtime.megatron.checkpoint import ModelFiles, files_of, find_model, load_weights
 from trainwright.runtime.megatron.model import Embedding, Model, build_frozen
+from trainwright.runtime.megatron.model_files import describe
 from trainwright.runtime.megatron.parallel import Parallel, check_model, start
+from trainwright.runtime.megatron.pieces import pieces
 from trainwright.runtime.megatron.platform import Literals, install
 from trainwright.runtime.stages import stage_verb
 from trainwright.runtime.stages.chat import DEFAULT_TEMPLATE, ChatTokenizer
@@ -42,7 +44,8 @@ def run(*, stage: str, initial: str, model: Any, embedding: Embedding, layer_spe
     """
     workspace = open_workspace()
     folder = workspace.stage(stage)
-    huggingface.check_expressible(model, embedding)
+    saved = describe(model, embedding)
+    format = huggingface.format_of(saved)
     checkpoint = find_model(workspace, initial)
     files = files_of(checkpoint)
     chat = ChatTokenizer(files.tokenizer, files.chat_template or DEFAULT_TEMPLATE)
@@ -54,10 +57,17 @@ def run(*, stage: str, initial: str, model: Any, embedding: Embedding, layer_spe
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     dtype = model.params_dtype
-    config = huggingface.model_config(built.config, embedding, dtype=str(dtype).removeprefix("torch."))
-    weights = huggingface.named_weights(built.gpt.state_dict(), built.config, embedding)
+    config = {
+        "architectures": [format.architecture],
+        "model_type": format.model_type,
+        "initializer_range": model.init_method_std,
+        "torch_dtype": str(dtype).removeprefix("torch."),
+        **format.config(saved),
+    }
+    held = {piece.name: piece.tensor.detach() for piece in pieces(built)}
+    weights = huggingface.named_weights(held.__getitem__, format, saved)
     parameters = write_weights(scratch, weights, dtype)
-    write_configs(scratch, config, vocabulary)
+    write_configs(scratch, config, vocabulary, embedding.sequence_length)
     facts = {
         "architecture": config["architectures"][0],
         "parameters": parameters,
@@ -70,7 +80,7 @@ def run(*, stage: str, initial: str, model: Any, embedding: Embedding, layer_spe
     write_card(scratch, name=Path(initial).name, facts=facts, tuned=bool(files.chat_template))
 
     passages, device = _read(built, chat, vocabulary, scratch), built.platform.device
-    del built, weights  # both models need not be in memory at once
+    del built, held, weights  # both models need not be in memory at once
     gc.collect()
     worst = check_logits(scratch, passages, tolerance, device)
     compared = sum(len(passage.tokens) for passage in passages)

@@ -1,6 +1,5 @@
 """The files of a Hugging Face model folder: weights, configs, tokenizer, and a card that says what lies there."""
 
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -8,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from trainwright.runtime.megatron.huggingface import CONFIG, FULL_PRECISION
+from trainwright.runtime.megatron.weight_files import SHARD_BYTES, WeightWriter
 from trainwright.runtime.workspace import write_atomically, write_json
-
-SHARD_BYTES = 5 * 10**9  # of a weight file, at most: what Hugging Face's own tools write
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -50,43 +47,21 @@ def write_weights(
     folder: Path, weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype, shard_bytes: int = SHARD_BYTES
 ) -> int:
     """Write named tensors as `dtype`, in one file or in several with an index. Returns the number of parameters."""
-    shards: list[dict[str, Tensor]] = [{}]
-    sizes = [0]
+    writer = WeightWriter(folder, shard_bytes)
     for name, tensor in weights:
-        size = tensor.numel() * dtype.itemsize
-        if shards[-1] and sizes[-1] + size > shard_bytes:
-            shards.append({})
-            sizes.append(0)
-        shards[-1][name] = tensor
-        sizes[-1] += size
-    count = len(shards)
-    names = [WEIGHTS] if count == 1 else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
-    for file, shard in zip(names, shards, strict=True):
-        ready = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in shard.items()}
-        save_file(ready, folder / file, metadata={"format": "pt"})
-        (folder / file).chmod(_usual_mode())
-    if count > 1:
-        places = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
-        write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes)}, "weight_map": places})
-    return sum(tensor.numel() for shard in shards for tensor in shard.values())
+        writer.add(name, tensor.float() if name.endswith(FULL_PRECISION) else tensor.to(dtype))
+    return writer.close()
 
 
-def _usual_mode() -> int:
-    """Of a new file, by the user's umask: safetensors leaves its files to their owner alone."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
-
-
-def write_configs(folder: Path, model_config: dict[str, Any], vocabulary: Vocabulary) -> None:
+def write_configs(folder: Path, model_config: dict[str, Any], vocabulary: Vocabulary, context_length: int) -> None:
     """config.json, generation_config.json, tokenizer.json and tokenizer_config.json."""
     ids = {"bos_token_id": vocabulary.end_of_text.id, "pad_token_id": vocabulary.pad.id}
-    write_json(folder / "config.json", {**model_config, **ids, "eos_token_id": vocabulary.end.id})
+    write_json(folder / CONFIG, {**model_config, **ids, "eos_token_id": vocabulary.end.id})
     write_json(folder / "generation_config.json", {**ids, "eos_token_id": vocabulary.end_ids})
     shutil.copyfile(vocabulary.tokenizer, folder / "tokenizer.json")
     tokenizer: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": model_config["max_position_embeddings"],
+        "model_max_length": context_length,
         "clean_up_tokenization_spaces": False,
         "bos_token": vocabulary.end_of_text.text,  # each text of the pretraining follows one
         "eos_token": vocabulary.end.text,
