@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core.inference.contexts import StaticInferenceContext
-from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
 from trainwright.runtime.megatron.checkpoint import load_weights, read_model
@@ -146,8 +145,7 @@ def open_cached(folder: Path) -> CachedModel:
     install()
     platform = start(Parallel(tensor=1, pipeline=1, data=1), seed=0)
     saved = read_model(folder)
-    config = TransformerConfig(
-        **saved.config,
+    config = saved.build_config(
         hidden_dropout=0.0,
         attention_dropout=0.0,
         bias_activation_fusion=False,

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from megatron.core import activations
+from megatron.core.transformer import MLATransformerConfig, TransformerConfig
 
 from trainwright.runtime.errors import CheckpointError
 from trainwright.runtime.megatron.model import Embedding, Model
@@ -99,10 +100,15 @@ class ModelFiles:
 
 @dataclass(frozen=True)
 class SavedModel:
-    """The model that a checkpoint holds: `TransformerConfig(**config)` with any layout and precision added."""
+    """The model that a checkpoint holds."""
 
-    config: dict[str, Any]
+    config: dict[str, Any]  # fields of Megatron-Core's TransformerConfig
     embedding: Embedding
+
+    def build_config(self, **more: Any) -> Any:
+        """Megatron-Core's config of this model, with `more` fields: its layout and precision."""
+        kind = MLATransformerConfig if self.config.get("multi_latent_attention") else TransformerConfig
+        return kind(**self.config, **more)
 
 
 def write_model_files(folder: Path, model: Model, files: ModelFiles) -> None:
