@@ -110,7 +110,8 @@ def check_model(parallel: Parallel, model: Any, *, sequence_length: int, padded_
         if (getattr(model, name) or 1) != degree:
             raise Unsupported(f"model={name}={getattr(model, name)}, but the layout ({parallel}) has {degree}")
     check_family(parallel, model)
-    _check_layers(parallel, model)
+    if model.pipeline_model_parallel_layout is None:  # else Megatron-Core has checked it
+        _check_layers(parallel, model)
     _check_messages(parallel, model)
     chunks = 2 * parallel.context if parallel.context > 1 else 1  # context.py
     cuts = parallel.context * (parallel.tensor if model.sequence_parallel else 1)

@@ -1,8 +1,10 @@
 """Interleaved and uneven pipelines, context parallelism, recompute, and all of them together, train as one process does."""
 
+from dataclasses import replace
+
 import pytest
 from tuning_tasks import PACKED, PAIRS
-from world_support import Case, build, run_cases, run_reference, run_world, train
+from world_support import Case, build, parallel, run_cases, run_reference, run_world, train
 
 SHORT = 5  # steps: in the first, gradients are compared by name, and after the last, parameters
 INTERLEAVED = {"pipeline": 2, "virtual_pipeline": 2}
@@ -49,6 +51,7 @@ def test_two_processes_share_layers_in_turn_and_unevenly() -> None:
             case(**INTERLEAVED, options={"overlap_p2p_comm": True}),
             case(pipeline=2, layers=5, options={"num_layers_in_first_pipeline_stage": 3}),
             case(pipeline=2, layers=5, options={"num_layers_in_last_pipeline_stage": 1}),
+            case(**INTERLEAVED, layers=6, options={"num_layers_in_first_pipeline_stage": 2}),
             case(pipeline=2, layers=5, options={"account_for_embedding_in_pipeline_split": True}),
             case(
                 **INTERLEAVED,
@@ -98,7 +101,7 @@ def test_more_processes_share_everything() -> None:
             case(context=2, tensor=2, **INTERLEAVED, steps=2),
             case(context=2, data=2, **INTERLEAVED, steps=2, overlap=True, distributed_optimizer=True),
             case(context=2, tensor=2, data=2, steps=2, task=PACKED, distributed_optimizer=True),
-            case(tensor=2, data=2, **INTERLEAVED, steps=2, tied=True, distributed_optimizer=True),
+            case(tensor=2, data=2, **INTERLEAVED, steps=2, distributed_optimizer=True),
             case(data=4, pipeline=2, steps=2, overlap=True, distributed_optimizer=True),
         ]
     )
@@ -163,3 +166,20 @@ def test_bf16_with_fp32_masters_trains_alike() -> None:
         print(f"{one}: {difference}")
         assert difference.loss <= 2e-2, one
         assert difference.grad_norm <= 5e-2, one
+
+
+@pytest.mark.parametrize("degrees", [{"context": 2}, INTERLEAVED], ids=["context", "interleaved"])
+def test_full_recompute_drops_out_what_was_dropped_out(degrees: dict[str, int]) -> None:
+    plain = case(**degrees, dropout=0.2, steps=2)
+
+    def work() -> list[tuple[list[float], list[float]]]:
+        said = []
+        for one in (plain, replace(plain, recompute=True), replace(plain, dropout=0.0)):
+            record = train(build(one), range(2))
+            said.append((record.losses, record.grad_norms))
+            parallel.stop()
+        return said
+
+    for dropped, again, none in run_world(2, work):
+        assert dropped == again
+        assert dropped != none
