@@ -3,8 +3,8 @@
     python benchmarks/cuda.py [--device h100-sxm-80gb] [--steps 20]
 
 Llama shapes of 1.1B (TinyLlama's) and 7B (Llama 2's) parameters, bf16, sequences of 4,096, Megatron-Core's local layers without
-Transformer Engine. The aim is an MFU of 0.45 on an H100-class device. A 7B model takes 18 bytes a parameter for weights, gradients
-and Adam: 121 GB, so `compile` refuses it on a device of 80 GB, and that is what is printed there.
+Transformer Engine. The aim is an MFU of 0.45 on an H100-class device. A 7B model takes 18 bytes a parameter for weights,
+gradients and Adam: 121 GB, so `compile` refuses it on a device of 80 GB, and that is what is printed there.
 """
 
 import argparse

@@ -40,8 +40,8 @@ stages: {{pretrain: {{}}}}
 
 
 def prepare(folder: Path, spec: str, *, like: Path | None = None) -> Path:
-    """Compile `spec` into `folder`/bundle and execute what comes before pretraining, or take that over from the bundle `like`; the
-    bundle. Raises SystemExit with the compiler's message where it refuses."""
+    """Compile `spec` into `folder`/bundle and execute what comes before pretraining, or take that over from the bundle `like`;
+    the bundle. Raises SystemExit with the compiler's message where it refuses."""
     bundle = folder / "bundle"
     folder.mkdir(parents=True)
     (folder / "spec.yaml").write_text(spec, encoding="utf-8")
