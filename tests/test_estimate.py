@@ -17,6 +17,7 @@ from trainwright.compiler.estimate.memory import (
     micro_batches_in_flight,
 )
 from trainwright.compiler.estimate.params import count_parameters, device_parameters, layer_parameters
+from trainwright.compiler.estimate.placement import num_mixtures
 from trainwright.compiler.estimate.step_time import estimate_step_time
 from trainwright.compiler.facts import find_device, find_family, load_devices, load_families
 from trainwright.compiler.plan import Layout
@@ -38,6 +39,9 @@ def _workload(model: str = "llama 8B", device: str = "h100", precision: str = "b
         overlap=True,
     )
     return replace(base, **changes)
+
+
+FIRST = np.array([0])
 
 
 def _layout(**changes: object) -> Layout:
@@ -123,18 +127,21 @@ def test_parameters_of_all_devices_are_the_model(model: str) -> None:
     shape = SHAPES[model]
     exact = count_parameters(shape, 2048)
     alone = one_layout(_layout(padded_vocab_size=shape.vocab_size))
-    assert device_parameters(shape, 2048, alone, last=False).total[0] == exact
-    assert device_parameters(shape, 2048, alone, last=True).total[0] == exact
+    assert device_parameters(shape, 2048, alone, FIRST).total[0] == exact
     # Two tensor ranks hold everything once and the replicated part twice.
-    replicated = shape.num_layers * layer_parameters(shape).replicated
+    mixtures = num_mixtures(shape)
+    replicated = (shape.num_layers - mixtures) * layer_parameters(shape, mixture=False).replicated
+    replicated += mixtures * (
+        layer_parameters(shape, mixture=True).replicated + layer_parameters(shape, mixture=True).expert
+    )
     replicated += shape.hidden_size * (2 if shape.normalization == "LayerNorm" else 1)
     replicated += 2048 * shape.hidden_size * (shape.positions == "learned")
     pair = one_layout(_layout(tensor=2, padded_vocab_size=shape.vocab_size + shape.vocab_size % 2))
     padding = (shape.vocab_size % 2) * shape.hidden_size * (1 if shape.tied_embeddings else 2)
-    assert 2 * device_parameters(shape, 2048, pair, last=False).total[0] == exact + replicated + padding
+    assert 2 * device_parameters(shape, 2048, pair, FIRST).total[0] == exact + replicated + padding
     # Two pipeline ranks: a tied output layer is a second copy of the embedding.
     stages = one_layout(_layout(pipeline=2, padded_vocab_size=shape.vocab_size))
-    both = sum(device_parameters(shape, 2048, stages, last=last).total[0] for last in (False, True))
+    both = sum(device_parameters(shape, 2048, stages, np.array([rank])).total[0] for rank in (0, 1))
     assert both == exact + shape.tied_embeddings * shape.vocab_size * shape.hidden_size
 
 
@@ -153,7 +160,7 @@ def test_activations_are_korthikantis_without_scores_and_dropout() -> None:
     shape = SHAPES["gpt3 175B"]
     table = _table([_layout(), _layout(tensor=8), _layout(tensor=8, sequence_parallel=True)])
     hidden, rows = shape.hidden_size, 4 * shape.num_attention_heads
-    kept = layer_activation_bytes_per_token(shape, 2, True, table)
+    kept = layer_activation_bytes_per_token(shape, 2, True, table, mixture=False)
     # Equation 2: of the 32 h, 8 h are not split by tensor parallelism; with sequence parallelism all are.
     assert kept == pytest.approx([32 * hidden + rows, 8 * hidden + (24 * hidden + rows) / 8, (32 * hidden + rows) / 8])
 
@@ -167,13 +174,14 @@ def test_micro_batches_in_flight_follow_1f1b() -> None:
         ]
     )
     # Interleaved, first rank: p (1 + (p - 1) / (p v)) of its layers (Korthikanti et al. 2022, section 4.2.3).
-    assert micro_batches_in_flight(table, last=False) == pytest.approx([4, 2, 4 * (1 + 3 / 8)])
-    assert micro_batches_in_flight(table, last=True) == pytest.approx([1, 1, 2.5])
+    assert micro_batches_in_flight(table, 0 * table.pipeline) == pytest.approx([4, 2, 4 * (1 + 3 / 8)])
+    assert micro_batches_in_flight(table, table.pipeline - 1) == pytest.approx([1, 1, 2.5])
 
 
 def test_full_recompute_repeats_the_layers_and_keeps_their_inputs() -> None:
     workload = _workload()
-    table = _table([_layout(recompute=mode) for mode in RECOMPUTE])
+    modules = {"selective": ("core_attn",)}
+    table = _table([_layout(recompute=mode, recompute_modules=modules.get(mode, ())) for mode in RECOMPUTE])
     flops = executed_flops_per_token(workload, table)
     model = model_flops_per_token(workload.shape, 4096)
     head = 6 * workload.shape.hidden_size * workload.shape.vocab_size

@@ -17,6 +17,7 @@ from trainwright.compiler.estimate.params import (
     key_size,
     position_parameters,
 )
+from trainwright.compiler.estimate.placement import num_mixtures
 from trainwright.compiler.estimate.step_time import LINK_EFFICIENCY
 from trainwright.compiler.facts import Device
 from trainwright.compiler.plan import Shape
@@ -61,6 +62,8 @@ class Answers:
 def key_value_bytes_per_token(engine: Engine) -> float:
     """Bytes of keys and values that a device keeps a token of a sequence; past one head a device they are held twice."""
     shape = engine.shape
+    if shape.kv_lora_rank:  # the compressed keys and values, and the part of the keys with positions, on every rank
+        return shape.num_layers * float(shape.kv_lora_rank + shape.qk_rope_head_dim) * BYTES[engine.precision]
     split = min(engine.tensor, shape.num_query_groups)
     return 2.0 * shape.num_layers * key_size(shape) * BYTES[engine.precision] / split
 
@@ -80,7 +83,7 @@ def read_parameters(shape: Shape, sequences: Floats) -> Floats:
     if not shape.num_experts:
         return every
     idle = (1 - shape.experts_per_token / shape.num_experts) ** sequences
-    return every - shape.num_layers * expert_parameters(shape) * shape.num_experts * idle
+    return every - num_mixtures(shape) * expert_parameters(shape) * shape.num_experts * idle
 
 
 def decoding_step_s(engine: Engine, sequences: Floats, context: Floats) -> Floats:

@@ -73,6 +73,12 @@ def modules_code(modules: Sequence[str]) -> int:
     return sum(1 << MODULES.index(name) for name in set(modules))
 
 
+def recomputes(layouts: Layouts, module: str) -> Bools:
+    """Which rows recompute a module by selective recompute."""
+    named = (layouts.recompute_modules >> MODULES.index(module)) & 1
+    return np.asarray((layouts.recompute == SELECTIVE) & (named == 1))
+
+
 def one_layout(layout: Layout) -> Layouts:
     """The table of one row. Raises ValueError on a word that is not in WORDS, or a module that is not in MODULES."""
     values = {field.name: getattr(layout, field.name) for field in fields(layout)}

@@ -3,21 +3,32 @@
 Weights and optimizer: Rajbhandari et al. 2020 (ZeRO, arXiv 1910.02054), section 3, with Megatron's fp32 gradient buffer.
 Activations: Korthikanti et al. 2022 (arXiv 2205.05198), section 4, operation by operation, with flash attention (no score
 matrix) and no dropout. In flight: Narayanan et al. 2021 (arXiv 2104.04473), section 2.2. The fullest pipeline rank is the
-first (most micro-batches in flight) or the last (logits): both are computed.
+first (most micro-batches in flight), the second (no embedding, and perhaps a layer more) or the last (logits): all are computed.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from trainwright.compiler.estimate.layouts import BYTES, FULL, SELECTIVE, Floats, Layouts, Workload
+from trainwright.compiler.estimate.layouts import (
+    BYTES,
+    FULL,
+    RECOMPUTE_METHODS,
+    Floats,
+    Ints,
+    Layouts,
+    Workload,
+    recomputes,
+)
 from trainwright.compiler.estimate.params import (
     DeviceParameters,
     device_parameters,
     key_size,
     layer_parameters,
     query_size,
+    value_size,
 )
+from trainwright.compiler.estimate.placement import kinds_of, layers_on, ranks_of
 from trainwright.compiler.plan import MemoryEstimate, Shape
 
 GRADIENT_BYTES = 4  # Megatron's gradient buffer with `grad_reduce_in_fp32`, and fp32 training
@@ -54,23 +65,27 @@ class Memory:
 
 def estimate_memory(workload: Workload, layouts: Layouts) -> Memory:
     """Bytes on the fullest device of each layout."""
-    first, last = (_rank_memory(workload, layouts, last) for last in (False, True))
-    fuller = last.total > first.total
     names = ("parameters", "gradients", "optimizer", "activations", "logits", "overhead")
-    return Memory(**{name: np.where(fuller, getattr(last, name), getattr(first, name)) for name in names})
+    fullest, *others = (_rank_memory(workload, layouts, rank) for rank in ranks_of(layouts))
+    for other in others:
+        fuller = other.total > fullest.total
+        fullest = Memory(**{name: np.where(fuller, getattr(other, name), getattr(fullest, name)) for name in names})
+    return fullest
 
 
-def _rank_memory(workload: Workload, layouts: Layouts, last: bool) -> Memory:
+def _rank_memory(workload: Workload, layouts: Layouts, rank: Ints) -> Memory:
     shape, width = workload.shape, BYTES[workload.precision]
-    held = device_parameters(shape, workload.context_length, layouts, last)
-    activations = _activations(workload, layouts, last)
-    logits = _logits(workload, layouts) * (last | (layouts.pipeline == 1))
+    held = device_parameters(shape, workload.context_length, layouts, rank)
+    activations = _activations(workload, layouts, rank)
+    logits = _logits(workload, layouts) * (rank == layouts.pipeline - 1)
     # Weight gradients leave their products in the compute precision and are then added to the fp32 buffer: those of one layer
     # or of the vocabulary's matrix are alive at a time.
-    layer = layer_parameters(shape)
+    kinds = [layer_parameters(shape, mixture=mixture) for mixture in kinds_of(shape)]
+    layers = [
+        layer.sharded / layouts.tensor + layer.expert / (layouts.expert * layouts.expert_tensor) for layer in kinds
+    ]
     transient = width * np.maximum(
-        (layer.sharded + layer.expert / layouts.expert) / layouts.tensor,
-        layouts.padded_vocab_size * shape.hidden_size / layouts.tensor,
+        np.max(layers, axis=0), layouts.padded_vocab_size * shape.hidden_size / layouts.tensor
     )
     return Memory(
         parameters=width * held.total,
@@ -85,60 +100,82 @@ def _rank_memory(workload: Workload, layouts: Layouts, last: bool) -> Memory:
 def _optimizer_shard(held: DeviceParameters, layouts: Layouts) -> Floats:
     """Parameters whose optimizer state a device holds: with the distributed optimizer, a share of its data-parallel group's."""
     replicas = layouts.data * layouts.context
-    sharded = held.dense / replicas + held.expert / np.maximum(replicas / layouts.expert, 1.0)
+    of_experts = layouts.tensor * replicas / (layouts.expert * layouts.expert_tensor)  # folded over the same devices
+    sharded = held.dense / replicas + held.expert / np.maximum(of_experts, 1.0)
     return np.where(layouts.distributed_optimizer, sharded, held.total)
 
 
-def _activations(workload: Workload, layouts: Layouts, last: bool) -> Floats:
+def _activations(workload: Workload, layouts: Layouts, rank: Ints) -> Floats:
     shape, width = workload.shape, BYTES[workload.precision]
     tokens = layouts.micro_batch * workload.context_length / layouts.context  # of one micro-batch on one device
     split = np.where(layouts.sequence_parallel, layouts.tensor, 1)
-    whole = layer_activation_bytes_per_token(shape, width, workload.fused_activation, layouts)
-    full = layouts.recompute == FULL
-    # Full recompute keeps a layer's input; the layer that is being recomputed is whole again.
-    kept = np.where(full, width * shape.hidden_size / split, whole)
-    working = np.where(full, whole, 0.0)
-    layers = shape.num_layers / layouts.pipeline
-    embedding = 0.0 if last else width * shape.hidden_size / split
-    in_flight = micro_batches_in_flight(layouts, last)
-    return tokens * (in_flight * (layers * kept + embedding) + working)
+    dense, mixture = (
+        layer_activation_bytes_per_token(shape, width, workload.fused_activation, layouts, mixture=mixture)
+        for mixture in (False, True)
+    )
+    held = layers_on(shape, layouts, rank)
+    layers = held.dense + held.mixtures + shape.mtp_layers * (rank == layouts.pipeline - 1)
+    whole = held.dense * dense + (layers - held.dense) * mixture
+    full, block = layouts.recompute == FULL, layouts.recompute_method == RECOMPUTE_METHODS.index("block")
+    # Full recompute keeps the input of a unit of layers; the unit that is being recomputed is whole again.
+    units = np.where(block, np.minimum(layouts.recompute_layers * layouts.virtual_pipeline, layers), layers)
+    a_unit = np.where(block, 1, np.maximum(layouts.recompute_layers, 1))
+    inputs = units / a_unit * width * shape.hidden_size / split
+    kept = np.where(full, inputs + (1 - units / np.maximum(layers, 1e-9)) * whole, whole)
+    working = np.where(full, a_unit * np.maximum(dense * (held.dense > 0), mixture * (layers > held.dense)), 0.0)
+    embedding = np.where(rank == layouts.pipeline - 1, 0.0, width * shape.hidden_size / split)
+    embedding = np.where(layouts.pipeline == 1, width * shape.hidden_size / split, embedding)
+    in_flight = micro_batches_in_flight(layouts, rank)
+    return np.asarray(tokens * (in_flight * (kept + embedding) + working))
 
 
-def layer_activation_bytes_per_token(shape: Shape, width: int, fused_activation: bool, layouts: Layouts) -> Floats:
+def layer_activation_bytes_per_token(
+    shape: Shape, width: int, fused_activation: bool, layouts: Layouts, *, mixture: bool
+) -> Floats:
     """Bytes that one layer keeps for its backward pass, a token of one device; `width` bytes an element.
 
     What is not split by tensor parallelism alone (norms and their neighbours) is split by sequence parallelism.
     """
-    hidden, queries, keys = shape.hidden_size, query_size(shape), key_size(shape)
+    hidden = shape.hidden_size
     split = np.where(layouts.sequence_parallel, layouts.tensor, 1)
     tensor = layouts.tensor
     norms = 2 * width * hidden / split  # input of each norm (the residual stream)
     inputs = 2 * width * hidden / split  # input of the QKV product and of the FFN
-    attention = width * (2 * queries + 2 * keys) / tensor  # q, k, v, and the output, which the projection keeps too
-    core = np.where(
-        layouts.recompute == SELECTIVE, 0.0, 4.0 * shape.num_attention_heads / tensor
-    )  # flash attention's row sums
+    attention = width * _attention_elements(shape) / tensor
+    # What comes down the projections of latent attention, before and after its norm, is on every tensor rank.
+    latent = shape.q_lora_rank + shape.kv_lora_rank
+    attention = attention + width * (2 * latent + shape.qk_rope_head_dim) / split
+    # flash attention's row sums
+    core = np.where(recomputes(layouts, "core_attn"), 0.0, 4.0 * shape.num_attention_heads / tensor)
     # The activation keeps its input and gives its output to the second product; unfused, silu(gate) is kept as well.
     wide = (3 if fused_activation else 4) if shape.gated else 2
-    if shape.num_experts:
+    if mixture:
         # Each token is copied to every expert it goes to: input, hidden and output of that expert.
         per_expert = 2 * hidden / split + wide * shape.expert_ffn_hidden_size / tensor
-        ffn = width * shape.experts_per_token * per_expert
+        shared = wide * shape.shared_ffn_hidden_size / tensor
+        ffn = width * np.where(recomputes(layouts, "moe"), 0.0, shape.experts_per_token * per_expert + shared)
     else:
-        ffn = width * wide * shape.ffn_hidden_size / tensor
-    return norms + inputs + attention + core + ffn
+        ffn = width * np.where(recomputes(layouts, "mlp"), 0.0, wide * shape.ffn_hidden_size / tensor)
+    return np.asarray(norms + inputs + attention + core + ffn)
 
 
-def micro_batches_in_flight(layouts: Layouts, last: bool) -> Floats:
-    """Micro-batches whose activations a device of the first or last rank holds at once (fractions: of its layers).
+def _attention_elements(shape: Shape) -> int:
+    """Elements that attention keeps a token: q, k, v, and the output, which the projection keeps too."""
+    if shape.kv_lora_rank:  # every head has keys and values of its own
+        return 2 * query_size(shape) + 2 * value_size(shape)
+    return 2 * query_size(shape) + 2 * key_size(shape)
+
+
+def micro_batches_in_flight(layouts: Layouts, rank: Ints) -> Floats:
+    """Micro-batches whose activations a device of a pipeline rank (a column) holds at once (fractions: of its layers).
 
     1F1B: pipeline on the first rank, 1 on the last. Interleaved: 2 (p - r - 1) + (v - 1) p + 1 chunks, each 1/v of the layers.
     """
     pipeline, chunks = layouts.pipeline, layouts.virtual_pipeline
-    behind = np.zeros_like(pipeline) if last else pipeline - 1
+    behind = pipeline - 1 - rank
     plain = np.minimum(behind + 1, layouts.micro_batches)
     interleaved = np.minimum(2 * behind + (chunks - 1) * pipeline + 1, layouts.micro_batches * chunks) / chunks
-    return np.where(chunks > 1, interleaved, plain)
+    return np.asarray(np.where(chunks > 1, interleaved, plain))
 
 
 def _logits(workload: Workload, layouts: Layouts) -> Floats:

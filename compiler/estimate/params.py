@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainwright.compiler.estimate.layouts import Floats, Layouts
+from trainwright.compiler.estimate.layouts import Floats, Ints, Layouts
+from trainwright.compiler.estimate.placement import layers_on, num_mixtures
 from trainwright.compiler.plan import Shape
 
 
 @dataclass(frozen=True)
 class LayerParameters:
-    """One layer: `sharded` is split over tensor, `replicated` is on each of its ranks, `expert` split over tensor and expert."""
+    """One layer: `sharded` is split over tensor, `replicated` is on each of its ranks, `expert` split over expert and
+    expert_tensor."""
 
     sharded: int
     replicated: int
@@ -24,21 +26,14 @@ class LayerParameters:
         return self.sharded + self.replicated + self.expert
 
 
-def layer_parameters(shape: Shape) -> LayerParameters:
-    """Parameters of one layer: attention, FFN or experts, norms, biases."""
-    hidden, queries, keys = shape.hidden_size, query_size(shape), key_size(shape)
-    norm = norm_parameters(shape)
-    sharded = hidden * (queries + 2 * keys) + queries * hidden
-    replicated = 2 * norm
-    expert = 0
-    if shape.linear_bias or shape.qkv_bias:
-        sharded += queries + 2 * keys
-    if shape.linear_bias:
-        replicated += hidden
-    if shape.qk_norm:
-        replicated += 2 * shape.head_dim * (2 if shape.normalization == "LayerNorm" else 1)
-    if shape.num_experts:
-        expert = shape.num_experts * _ffn(shape, shape.expert_ffn_hidden_size)
+def layer_parameters(shape: Shape, *, mixture: bool) -> LayerParameters:
+    """Parameters of one layer: attention, FFN or experts, norms, biases. A router's bias is no parameter: nothing learns it."""
+    hidden, norm = shape.hidden_size, norm_parameters(shape)
+    attention = _latent_attention(shape) if shape.kv_lora_rank else _attention(shape)
+    sharded, replicated, expert = attention.sharded, attention.replicated + 2 * norm, 0
+    if mixture:
+        expert = shape.num_experts * expert_parameters(shape)
+        sharded += _ffn(shape, shape.shared_ffn_hidden_size)
         replicated += hidden * shape.num_experts  # router
     else:
         sharded += _ffn(shape, shape.ffn_hidden_size)
@@ -48,36 +43,90 @@ def layer_parameters(shape: Shape) -> LayerParameters:
     return LayerParameters(sharded, replicated, expert)
 
 
+def _attention(shape: Shape) -> LayerParameters:
+    queries, keys = query_size(shape), key_size(shape)
+    sharded = shape.hidden_size * (queries + 2 * keys) + queries * shape.hidden_size
+    replicated = 0
+    if shape.linear_bias or shape.qkv_bias:
+        sharded += queries + 2 * keys
+    if shape.linear_bias:
+        replicated += shape.hidden_size
+    if shape.qk_norm:
+        replicated += 2 * shape.head_dim * (2 if shape.normalization == "LayerNorm" else 1)
+    return LayerParameters(sharded, replicated, 0)
+
+
+def _latent_attention(shape: Shape) -> LayerParameters:
+    """DeepSeek-V2 (arXiv 2405.04434), equations 9 to 19: the projections down, which Transformer Engine keeps whole on every
+    tensor rank, their norms, the projections up, and the output's."""
+    hidden, queries = shape.hidden_size, query_size(shape)
+    down = hidden * (shape.kv_lora_rank + shape.qk_rope_head_dim)
+    up = shape.kv_lora_rank * shape.num_attention_heads * (shape.head_dim + shape.v_head_dim)
+    norms = shape.kv_lora_rank
+    if shape.q_lora_rank:
+        down += hidden * shape.q_lora_rank
+        up += shape.q_lora_rank * queries
+        norms += shape.q_lora_rank
+    else:
+        up += hidden * queries
+    return LayerParameters(up + value_size(shape) * hidden, down + norms * shape.qk_norm, 0)
+
+
+def mtp_parameters(shape: Shape) -> LayerParameters:
+    """One layer of multi-token prediction: three norms, the product of two hidden states (DeepSeek-V3, arXiv 2412.19437, equation
+    21), and a transformer layer like the last; embedding and output layer are the model's own."""
+    layer = layer_parameters(shape, mixture=shape.num_experts > 0)
+    product = 2 * shape.hidden_size**2
+    return LayerParameters(layer.sharded + product, layer.replicated + 3 * norm_parameters(shape), layer.expert)
+
+
 def count_parameters(shape: Shape, context_length: int) -> int:
     """All trainable parameters, without padding of the vocabulary. `context_length` counts for learned positions alone."""
     matrices = 1 if shape.tied_embeddings else 2
+    mixtures = num_mixtures(shape)
     return (
         matrices * shape.vocab_size * shape.hidden_size
         + position_parameters(shape, context_length)
-        + shape.num_layers * layer_parameters(shape).total
+        + (shape.num_layers - mixtures) * layer_parameters(shape, mixture=False).total
+        + mixtures * layer_parameters(shape, mixture=True).total
+        + shape.mtp_layers * mtp_parameters(shape).total
         + norm_parameters(shape)
     )
 
 
 def count_active_parameters(shape: Shape, context_length: int) -> int:
     """Parameters that one token uses: all of a dense model, `experts_per_token` of the experts of a mixture."""
-    if not shape.num_experts:
-        return count_parameters(shape, context_length)
-    idle = shape.num_experts - shape.experts_per_token
-    return count_parameters(shape, context_length) - shape.num_layers * idle * _ffn(shape, shape.expert_ffn_hidden_size)
+    idle = (shape.num_experts - shape.experts_per_token) * expert_parameters(shape)
+    return count_parameters(shape, context_length) - (num_mixtures(shape) + shape.mtp_layers) * idle
 
 
 def expert_parameters(shape: Shape) -> int:
-    """Parameters of one expert of one layer; 0 in a dense model."""
+    """Parameters of one expert of one mixture; 0 in a dense model."""
     return _ffn(shape, shape.expert_ffn_hidden_size)
+
+
+def used_matrices(shape: Shape, *, mixture: bool) -> int:
+    """Parameters of one layer's matrices that one token uses, the router's left out."""
+    if shape.kv_lora_rank:
+        attention = _latent_attention(shape)
+        matrices = attention.total - shape.qk_norm * (shape.kv_lora_rank + shape.q_lora_rank)
+    else:
+        matrices = 2 * shape.hidden_size * (query_size(shape) + key_size(shape))
+    return matrices + ffn_parameters(shape, mixture=mixture)
+
+
+def ffn_parameters(shape: Shape, *, mixture: bool) -> int:
+    """Parameters of the matrices of a layer's FFN that one token uses."""
+    if mixture:
+        return shape.experts_per_token * expert_parameters(shape) + _ffn(shape, shape.shared_ffn_hidden_size)
+    return _ffn(shape, shape.ffn_hidden_size)
 
 
 def count_body_parameters(shape: Shape) -> int:
     """Parameters of the layers' matrices that one token uses: N without embedding and output layer, as Step Law counts."""
-    ffn = shape.experts_per_token * _ffn(shape, shape.expert_ffn_hidden_size)
-    if not shape.num_experts:
-        ffn = _ffn(shape, shape.ffn_hidden_size)
-    return shape.num_layers * (2 * shape.hidden_size * (query_size(shape) + key_size(shape)) + ffn)
+    mixtures = num_mixtures(shape)
+    dense = (shape.num_layers - mixtures) * used_matrices(shape, mixture=False)
+    return dense + mixtures * used_matrices(shape, mixture=True)
 
 
 def count_as(counts: str, shape: Shape, context_length: int) -> float:
@@ -98,7 +147,10 @@ def count_as(counts: str, shape: Shape, context_length: int) -> float:
             return float(count_active_parameters(shape, context_length) + copies * vocabulary)
         case "flops":
             # DeepSeek LLM (arXiv 2401.02954), equation 2: 72 L d^2 + 12 L d s of a model whose queries are d wide.
-            return 6.0 * count_body_parameters(shape) + 12.0 * shape.num_layers * query_size(shape) * context_length
+            return (
+                6.0 * count_body_parameters(shape)
+                + 6.0 * shape.num_layers * (query_size(shape) + value_size(shape)) * context_length
+            )
         case _:
             raise ValueError(f"{counts!r} is no way to count a model's size")
 
@@ -115,31 +167,47 @@ class DeviceParameters:
         return self.dense + self.expert
 
 
-def device_parameters(shape: Shape, context_length: int, layouts: Layouts, last: bool) -> DeviceParameters:
-    """Parameters on a device of the first (`last` False) or the last pipeline rank, vocabulary padded.
+def device_parameters(shape: Shape, context_length: int, layouts: Layouts, rank: Ints) -> DeviceParameters:
+    """Parameters on a device of a pipeline rank (a column), vocabulary padded.
 
     The first holds the embedding and learned positions, the last the final norm and the output layer; a tied output layer is
-    a second copy where the ranks differ (Megatron-Core, `share_embeddings_and_output_weights`).
+    a second copy where the ranks differ (Megatron-Core, `share_embeddings_and_output_weights`), and so is the embedding that
+    multi-token prediction looks up in.
     """
-    layer = layer_parameters(shape)
-    layers = shape.num_layers / layouts.pipeline
-    vocabulary = layouts.padded_vocab_size * shape.hidden_size / layouts.tensor
+    held = layers_on(shape, layouts, rank)
+    kinds = [
+        (held.dense, layer_parameters(shape, mixture=False)),
+        (held.mixtures, layer_parameters(shape, mixture=True)),
+        (shape.mtp_layers * (rank == layouts.pipeline - 1.0), mtp_parameters(shape)),
+    ]
     single = layouts.pipeline == 1
-    has_embedding = single | (not last)
-    has_output = single | last
+    has_embedding, has_output = rank == 0, rank == layouts.pipeline - 1
     copies = has_embedding * 1.0 + np.where(single, not shape.tied_embeddings, has_output)
+    copies = copies + (shape.mtp_layers > 0 and not shape.tied_embeddings) * (has_output & ~single)
     dense = (
-        layers * (layer.sharded / layouts.tensor + layer.replicated)
-        + copies * vocabulary
+        sum(layers * (one.sharded / layouts.tensor + one.replicated) for layers, one in kinds)
+        + copies * (layouts.padded_vocab_size * shape.hidden_size / layouts.tensor)
         + has_embedding * position_parameters(shape, context_length)
         + has_output * norm_parameters(shape)
     )
-    return DeviceParameters(dense, layers * layer.expert / (layouts.tensor * layouts.expert))
+    experts = sum(layers * float(one.expert) for layers, one in kinds) / (layouts.expert_tensor * layouts.expert)
+    return DeviceParameters(np.asarray(dense), np.asarray(experts))
+
+
+def pad_count(shape: Shape, parameters: int, padded_vocab_size: int) -> int:
+    """Parameters of a model with its vocabulary padded."""
+    matrices = 1 if shape.tied_embeddings else 2
+    return parameters + matrices * (padded_vocab_size - shape.vocab_size) * shape.hidden_size
 
 
 def query_size(shape: Shape) -> int:
-    """Width of all queries together: heads x head_dim."""
-    return shape.num_attention_heads * shape.head_dim
+    """Width of all queries together: heads x head_dim, with latent attention the part with positions too."""
+    return shape.num_attention_heads * (shape.head_dim + shape.qk_rope_head_dim)
+
+
+def value_size(shape: Shape) -> int:
+    """Width of what all heads attend to together, and the output projection reads."""
+    return shape.num_attention_heads * (shape.v_head_dim or shape.head_dim)
 
 
 def key_size(shape: Shape) -> int:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainwright.compiler.estimate.flops import head_forward_flops, layer_executed_flops
+from trainwright.compiler.estimate.flops import head_forward_flops, layers_executed_flops, mtp_forward_flops
 from trainwright.compiler.estimate.layouts import BYTES, FULL, Floats, Layouts, Workload
 from trainwright.compiler.estimate.params import device_parameters
+from trainwright.compiler.estimate.placement import ranks_of, stage_layers
 
 # Share of a link's one-way rate that large collectives reach: about what nccl-tests print as bus bandwidth.
 LINK_EFFICIENCY = 0.75
@@ -53,17 +54,19 @@ def estimate_step_time(workload: Workload, layouts: Layouts) -> StepTime:
     shape, device = workload.shape, workload.device
     rate = device.peak_flops_per_s[workload.precision] * device.efficiency * layouts.tensor
     tokens = layouts.micro_batch * workload.context_length / layouts.context
-    layers = shape.num_layers / layouts.pipeline
-    layer_s = tokens * layer_executed_flops(shape, workload.context_length, layouts) / rate
-    head_s = tokens * 3.0 * head_forward_flops(shape, layouts.padded_vocab_size.astype(np.float64)) / rate
+    first, middle, last = (stage_layers(shape.num_layers, layouts, rank) for rank in ranks_of(layouts))
+    layer_s = tokens * layers_executed_flops(shape, workload.context_length, layouts) / rate / shape.num_layers
+    padded = layouts.padded_vocab_size.astype(np.float64)
+    heads = head_forward_flops(shape, padded) + mtp_forward_flops(shape, workload.context_length, padded)
+    head_s = tokens * 3.0 * heads / rate
     reduce_s = _all_reduce_s(workload, layouts, tokens)
     layer_reduces = np.where(layouts.recompute == FULL, 6, 4)
-    slowest = layers * layer_s + head_s
-    slowest_reduce = (layers * layer_reduces + 1) * reduce_s  # and one for the head's input gradient
+    slowest = np.maximum(np.maximum(first, middle) * layer_s, last * layer_s + head_s)
+    slowest_reduce = (last * layer_reduces + 1) * reduce_s  # and one for the head's input gradient
     mean = (shape.num_layers * (layer_s + layer_reduces * reduce_s) + head_s + 2 * reduce_s) / layouts.pipeline
     bubble = (layouts.pipeline - 1) / layouts.virtual_pipeline * mean
     return StepTime(
-        compute=layouts.micro_batches * slowest,
+        compute=np.asarray(layouts.micro_batches * slowest, dtype=np.float64),
         tensor=layouts.micro_batches * slowest_reduce,
         bubble=bubble,
         transfer=layouts.micro_batches * _transfer_s(workload, layouts, tokens),
@@ -102,7 +105,7 @@ def _data_s(workload: Workload, layouts: Layouts, micro_batch_s: Floats) -> Floa
     across = np.minimum(device.intra_node_bytes_per_s, device.inter_node_bytes_per_s * in_node)
     inside = layouts.tensor * group <= workload.devices_per_node
     link = np.where(inside, device.intra_node_bytes_per_s, across) * LINK_EFFICIENCY
-    held = device_parameters(workload.shape, workload.context_length, layouts, last=True).total
+    held = device_parameters(workload.shape, workload.context_length, layouts, layouts.pipeline - 1).total
     one_pass = (group - 1) / group * held / link
     reduce_s = 4 * one_pass * np.where(layouts.distributed_optimizer, 1, 2)
     gather_s = BYTES[workload.precision] * one_pass * layouts.distributed_optimizer
@@ -113,7 +116,7 @@ def _data_s(workload: Workload, layouts: Layouts, micro_batch_s: Floats) -> Floa
 
 def _optimizer_s(workload: Workload, layouts: Layouts) -> Floats:
     """Adam and clipping, bound by memory bandwidth; the distributed optimizer updates a share."""
-    held = device_parameters(workload.shape, workload.context_length, layouts, last=True).total
+    held = device_parameters(workload.shape, workload.context_length, layouts, layouts.pipeline - 1).total
     share = np.where(layouts.distributed_optimizer, layouts.data * layouts.context, 1)
     traffic = OPTIMIZER_TRAFFIC_BYTES[workload.precision] / share + CLIPPING_TRAFFIC_BYTES
     return np.asarray(held * traffic / workload.device.memory_bandwidth_bytes_per_s)
