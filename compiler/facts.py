@@ -59,9 +59,14 @@ class Rules:
     width_per_layer: tuple[tuple[float, float], ...]  # (parameters, hidden_size / num_layers), rising
     num_experts: int
     experts_per_token: int
+    expert_ratio: float  # expert_ffn_hidden_size / ffn_hidden_size of a chosen shape
+    shared_ratio: float  # shared_ffn_hidden_size / expert_ffn_hidden_size
+    balancing: str  # how the family's experts were balanced: "none" (dense) | "aux_loss" | "seq_aux_loss" | "bias"
+    aux_loss: float  # weight of that loss
     shape: Mapping[str, Any]  # further fields of a Shape, alike in every size: those that differ from PLAIN
 
 
+NARROW_TILE = 64  # elements: what the width of an expert is a multiple of, where the family's is a share of the FFN's
 # Fields of a Shape that most families leave as they are.
 PLAIN: Mapping[str, Any] = MappingProxyType(
     {
@@ -85,6 +90,22 @@ PLAIN: Mapping[str, Any] = MappingProxyType(
         "mtp_layers": 0,
     }
 )
+
+
+# Fields of a Shape that stand in Rules by themselves.
+OF_RULES = (
+    *("gated", "activation", "normalization", "norm_epsilon", "positions", "rotary_base"),
+    *("linear_bias", "qkv_bias", "qk_norm", "num_experts", "experts_per_token"),
+)
+_DENSE: dict[str, Any] = {
+    "num_experts": 0,
+    "experts_per_token": 0,
+    "expert_ratio": 1.0,
+    "shared_ratio": 0.0,
+    "balancing": "none",
+    "aux_loss": 0.0,
+    "shape": {},
+}
 
 
 @dataclass(frozen=True)
@@ -305,7 +326,7 @@ def _families() -> Mapping[str, Family]:
 
 
 def _family(name: str, raw: Mapping[str, Any]) -> Family:
-    given: dict[str, Any] = {"num_experts": 0, "experts_per_token": 0, "shape": {}} | dict(raw["rules"])
+    given: dict[str, Any] = _DENSE | dict(raw["rules"])
     given["ffn_ratio"] = tuple(float(ratio) for ratio in given["ffn_ratio"])
     given["tied_up_to"] = float(given["tied_up_to"])
     given["width_per_layer"] = tuple((float(size), float(width)) for size, width in given["width_per_layer"].items())
@@ -318,32 +339,22 @@ def make_shape(family: str, rules: Rules, numbers: Mapping[str, Any]) -> Shape:
     """A shape from a family's rules and the numbers that a publication (or a chooser) states.
 
     `numbers` holds num_layers, hidden_size, ffn_hidden_size, num_attention_heads and num_query_groups; head_dim (default
-    hidden_size / num_attention_heads), tied_embeddings (default: whether the family ties at every size) and vocab_size may
-    be among them.
+    hidden_size / num_attention_heads), tied_embeddings (default: whether the family ties at every size), vocab_size and any
+    other field of a Shape may be among them.
     """
     experts = rules.num_experts > 0
+    width = numbers["ffn_hidden_size"] * rules.expert_ratio if experts else 0
+    expert = int(numbers.get("expert_ffn_hidden_size", round(width / NARROW_TILE) * NARROW_TILE or width))
     defaults = {
         "head_dim": numbers["hidden_size"] // numbers["num_attention_heads"],
         "vocab_size": rules.vocab_size,
         "tied_embeddings": rules.tied_up_to >= 1e15,
-        "expert_ffn_hidden_size": numbers["ffn_hidden_size"] if experts else 0,
+        "expert_ffn_hidden_size": expert,
+        "shared_ffn_hidden_size": round(expert * rules.shared_ratio),
         "router_score": "softmax" if experts else "none",
     }
-    return Shape(
-        family=family,
-        gated=rules.gated,
-        activation=rules.activation,
-        normalization=rules.normalization,
-        norm_epsilon=rules.norm_epsilon,
-        positions=rules.positions,
-        rotary_base=rules.rotary_base,
-        linear_bias=rules.linear_bias,
-        qkv_bias=rules.qkv_bias,
-        qk_norm=rules.qk_norm,
-        num_experts=rules.num_experts,
-        experts_per_token=rules.experts_per_token,
-        **(dict(PLAIN) | defaults | dict(rules.shape) | dict(numbers)),
-    )
+    of_rules = {name: getattr(rules, name) for name in OF_RULES}
+    return Shape(family=family, **(dict(PLAIN) | of_rules | defaults | dict(rules.shape) | dict(numbers)))
 
 
 @cache

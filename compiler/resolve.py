@@ -23,6 +23,12 @@ from trainwright.compiler.resolve_stages import ResolvedStages, resolve_stages
 from trainwright.compiler.spec import DataSpec, ModelSpec, PowerSpec, Spec
 from trainwright.compiler.units import Quantity, format_quantity
 
+# Fields of `model.shape` that few families have.
+FURTHER = (
+    *("experts_per_token", "expert_ffn_hidden_size", "shared_ffn_hidden_size", "first_dense_layers", "moe_every"),
+    *("q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "v_head_dim", "mtp_layers"),
+)
+
 
 @dataclass(frozen=True)
 class PinnedShape:
@@ -34,6 +40,7 @@ class PinnedShape:
     num_attention_heads: int
     num_query_groups: int
     head_dim: int
+    further: Mapping[str, int]  # stated fields of mixtures, latent attention and multi-token prediction
 
 
 @dataclass(frozen=True)
@@ -283,6 +290,7 @@ def _model(model: ModelSpec, family: Family, size: Range, cuda: bool) -> Resolve
                 num_attention_heads=given.num_attention_heads,
                 num_query_groups=given.num_query_groups or given.num_attention_heads,
                 head_dim=given.head_dim or given.hidden_size // given.num_attention_heads,
+                further={name: value for name in FURTHER if (value := getattr(given, name)) is not None},
             ),
         )
     return ResolvedModel(

@@ -41,7 +41,50 @@ class ShapeSpec(Section):
         default=None, ge=1, le=2048, description="key and value heads (count); absent: as many as query heads"
     )
     head_dim: int | None = Field(
-        default=None, ge=2, le=1024, description="width of a head (elements); absent: hidden_size / num_attention_heads"
+        default=None,
+        ge=2,
+        le=1024,
+        description="width of a head (elements), with latent attention without its part with positions; absent: hidden_size /"
+        " num_attention_heads",
+    )
+    experts_per_token: int | None = Field(
+        default=None, ge=1, le=1024, description="experts that a token uses (count); absent: the family's"
+    )
+    expert_ffn_hidden_size: int | None = Field(
+        default=None,
+        ge=8,
+        le=1_000_000,
+        description="width of an expert (elements); absent: the family's share of the FFN",
+    )
+    shared_ffn_hidden_size: int | None = Field(
+        default=None,
+        ge=0,
+        le=1_000_000,
+        description="width of the shared expert (elements; 0: none); absent: the family's",
+    )
+    first_dense_layers: int | None = Field(
+        default=None, ge=0, le=1000, description="layers before the first mixture (count); absent: the family's"
+    )
+    moe_every: int | None = Field(
+        default=None,
+        ge=1,
+        le=1000,
+        description="of the layers after those every n-th is a mixture; absent: the family's",
+    )
+    q_lora_rank: int | None = Field(
+        default=None, ge=0, le=100_000, description="rank of compressed queries (elements; 0: not compressed)"
+    )
+    kv_lora_rank: int | None = Field(
+        default=None, ge=8, le=100_000, description="rank of compressed keys and values (elements)"
+    )
+    qk_rope_head_dim: int | None = Field(
+        default=None, ge=2, le=1024, description="part of a head with positions, in latent attention (elements)"
+    )
+    v_head_dim: int | None = Field(
+        default=None, ge=2, le=1024, description="width of a head's values, in latent attention (elements)"
+    )
+    mtp_layers: int | None = Field(
+        default=None, ge=0, le=8, description="layers of multi-token prediction (count); absent: none"
     )
 
 

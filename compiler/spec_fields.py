@@ -57,7 +57,13 @@ Title = Annotated[str, AfterValidator(one_line)]
 Tokens = Annotated[Quantity, _Measure(("tokens",), bare="tokens", low=1, high=1e16)]
 Size = Annotated[
     Quantity | str,  # a mixture of experts is called by them: 8x7B
-    _Measure(("parameters",), bare="parameters", low=1000, high=1e14, names=r"\d+x\d+(\.\d+)?[MBT]"),
+    _Measure(
+        ("parameters",),
+        bare="parameters",
+        low=1000,
+        high=1e14,
+        names=r"\d+x\d+(\.\d+)?[MBT]|\d+(\.\d+)?[MBT]-A\d+(\.\d+)?[MBT]|[a-z]{3,16}",
+    ),
 ]
 Batch = Annotated[Quantity, _Measure(("tokens", "sequences"), low=1, high=1e10)]
 Warmup = Annotated[Quantity, _Measure(("steps", "fraction"), high=1e9)]

@@ -9,10 +9,11 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from trainwright.compiler.errors import InfeasibleError
 from trainwright.compiler.estimate.params import count_parameters
-from trainwright.compiler.facts import Family, Rules, make_shape
+from trainwright.compiler.facts import PLAIN, Family, Rules, make_shape
 from trainwright.compiler.plan import Reason, Shape
 from trainwright.compiler.resolve import PinnedShape
 
@@ -24,6 +25,8 @@ MOST_TILED = 8  # devices: beyond a node's fast links widths are not split
 HEADS = (*range(1, 9), 10, *range(12, 33, 4), *range(40, 1025, 8))
 # Weights of the three departures in ln units: from the count, from the family's width per layer, from its FFN ratio.
 COUNT_WEIGHT, WIDTH_WEIGHT, FFN_WEIGHT = 2.0, 0.2, 0.1
+KV_RANK, Q_RANK = 1 / 4, 0.3  # of latent attention, as shares of the hidden size: Moonlight 16B, DeepSeek-V2 236B
+RANK_STEP = 16  # elements: what a rank is a multiple of
 FARTHEST = 1.5  # times the wanted count: a shape beyond it is not what was asked for
 SAME_COUNT = 0.005  # a published shape whose exact count is this near is the one meant (46.7B is Mixtral 8x7B)
 
@@ -61,12 +64,15 @@ def choose_shape_within(
 
 def pinned_shape(family: Family, given: PinnedShape, vocab_size: int, context_length: int) -> ShapeChoice:
     """The shape that the user stated; what the statement leaves open follows from the family's rules."""
-    numbers = {**asdict(given), "vocab_size": vocab_size}
+    stated = asdict(given)
+    stated |= stated.pop("further")
+    size = (given.num_layers, given.hidden_size, given.num_attention_heads, given.head_dim)
+    numbers = {**scaled_down(family.rules, *size), **stated, "vocab_size": vocab_size}
     tied = count_parameters(make_shape(family.name, family.rules, numbers), context_length) <= family.rules.tied_up_to
     shape = make_shape(family.name, family.rules, {**numbers, "tied_embeddings": tied})
     parameters = count_parameters(shape, context_length)
     fact = Reason("fact", f"as every {family.name} model: {family.source}")
-    derived = {f"shape.{name}": Reason("derived", "follows from the stated shape") for name in asdict(given)}
+    derived = {f"shape.{name}": Reason("derived", "follows from the stated shape") for name in numbers}
     derived["shape.tied_embeddings"] = Reason(
         "derived", f"{family.name} ties up to {family.rules.tied_up_to:.2g} parameters"
     )
@@ -145,8 +151,32 @@ def _candidates(family: Family, target: float, vocab_size: int, wanted: float) -
                     "head_dim": head_dim,
                     "vocab_size": vocab_size,
                     "tied_embeddings": target <= rules.tied_up_to,
+                    **scaled_down(rules, layers, hidden, heads, head_dim),
                 }
                 yield make_shape(family.name, rules, numbers)
+
+
+def scaled_down(rules: Rules, layers: int, hidden: int, heads: int, head_dim: int) -> dict[str, int]:
+    """What of latent attention and of the order of layers cannot be, in a small model, what the family's large ones have.
+
+    Ranks are at most KV_RANK and Q_RANK of the hidden size, which Moonlight's and DeepSeek-V2's keep to; heads keep the published
+    ratio of their parts; at most an eighth of the layers are dense first, and at least one.
+    """
+    published: dict[str, Any] = {**PLAIN, **rules.shape}
+    numbers: dict[str, int] = {}
+    if published["kv_lora_rank"]:
+        numbers = {
+            "num_query_groups": heads,
+            "kv_lora_rank": min(
+                published["kv_lora_rank"], max(RANK_STEP, int(KV_RANK * hidden) // RANK_STEP * RANK_STEP)
+            ),
+            "q_lora_rank": min(published["q_lora_rank"], max(RANK_STEP, int(Q_RANK * hidden) // RANK_STEP * RANK_STEP)),
+            "qk_rope_head_dim": head_dim // 2,
+            "v_head_dim": head_dim,
+        }
+    if published["first_dense_layers"]:
+        numbers["first_dense_layers"] = min(published["first_dense_layers"], max(1, layers // 8), layers - 1)
+    return numbers
 
 
 def query_groups(rules: Rules, heads: int) -> int:
@@ -171,10 +201,13 @@ def tiled_up_to(hidden: int) -> int:
 
 
 def with_experts(family: Family, num_experts: int) -> Family:
-    """The family with another number of experts a layer, which nobody published."""
+    """The family with another number of experts a layer, which nobody published; groups that do not divide it are left out."""
     if num_experts == family.rules.num_experts:
         return family
-    return replace(family, rules=replace(family.rules, num_experts=num_experts), published={})
+    further = dict(family.rules.shape)
+    if further.get("router_groups") and num_experts % further["router_groups"]:
+        further |= {"router_groups": 0, "router_group_topk": 0}
+    return replace(family, rules=replace(family.rules, num_experts=num_experts, shape=further), published={})
 
 
 def _ffn_sizes(rules: Rules, hidden: int) -> range:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainwright.compiler.choose.shape import LARGE_HEAD, SMALL, SMALL_HEAD, width_per_layer
+from trainwright.compiler.choose.shape import KV_RANK, LARGE_HEAD, Q_RANK, SMALL, SMALL_HEAD, width_per_layer
 from trainwright.compiler.estimate.layouts import Floats
-from trainwright.compiler.facts import Family
+from trainwright.compiler.facts import PLAIN, Family
 
 SMALLEST, LARGEST = 1e4, 1e15  # parameters
 ROWS_A_DECADE = 200  # neighbours are 1.2 % apart: losses between them are interpolated to 1e-8
@@ -60,34 +60,53 @@ def tabulate_sizes(family: Family, num_experts: int, vocab_size: int, context_le
     width = np.array([width_per_layer(rules, size) for size in total])
     copies = 1 + _past(total, rules.tied_up_to)
     head_dim = SMALL_HEAD + (LARGE_HEAD - SMALL_HEAD) * _past(total, SMALL)
-    matrices = 3.0 if rules.gated else 2.0
+    ffn = (3.0 if rules.gated else 2.0) * rules.ffn_ratio[1]
     positions = context_length if rules.positions == "learned" else 0
+    further = {**PLAIN, **rules.shape}
+    latent = further["kv_lora_rank"] > 0
 
-    def layer(hidden: Floats, experts: float) -> Floats:
-        """Matrices of a layer with so many experts: queries are as wide as the layer, keys as the family's groups."""
-        keys = np.minimum(hidden, rules.query_groups * head_dim)
-        return np.asarray(2 * hidden * (hidden + keys) + experts * matrices * rules.ffn_ratio[1] * hidden**2)
+    def attention(hidden: Floats) -> Floats:
+        """Matrices of a layer's attention: queries are as wide as the layer, keys as the family's groups; of latent attention
+        heads as `shape.scaled_down` has them, whose queries and keys are half as wide again."""
+        if not latent:
+            return np.asarray(2 * hidden * (hidden + np.minimum(hidden, rules.query_groups * head_dim)))
+        rank = np.minimum(further["kv_lora_rank"], KV_RANK * hidden)
+        queries = 1.5 * hidden**2
+        if further["q_lora_rank"]:
+            compressed = np.minimum(further["q_lora_rank"], Q_RANK * hidden)
+            queries = compressed * (hidden + 1.5 * hidden)
+        return np.asarray(queries + hidden * (rank + head_dim / 2) + 2 * rank * hidden + hidden**2)
+
+    def layers(hidden: Floats, experts: float) -> Floats:
+        """Matrices of all layers, whose mixtures have so many experts and the shared one."""
+        depth = hidden / width
+        mixtures = np.zeros_like(depth)
+        if num_experts:
+            mixtures = np.maximum(depth - np.minimum(further["first_dense_layers"], np.maximum(depth / 8, 1)), 0)
+            mixtures = mixtures / further["moe_every"]
+        wide = rules.expert_ratio * (experts + rules.shared_ratio)
+        return np.asarray(depth * attention(hidden) + ((depth - mixtures) + mixtures * wide) * ffn * hidden**2)
 
     def count(hidden: Floats) -> Floats:
-        return np.asarray(
-            (copies * vocab_size + positions) * hidden + hidden / width * layer(hidden, max(num_experts, 1))
-        )
+        return np.asarray((copies * vocab_size + positions) * hidden + layers(hidden, num_experts))
 
     hidden = (total * width / 13) ** (1 / 3)
     for _ in range(ROUNDS):
         # The count grows with the first to the third power of the hidden size.
         hidden = hidden * (total / count(hidden)) ** (1 / 2.5)
-    body = hidden / width * layer(hidden, rules.experts_per_token if num_experts else 1)
+    body = layers(hidden, rules.experts_per_token)
     vocabulary = vocab_size * hidden
-    attention = hidden / width * hidden * context_length  # num_layers x queries x tokens
+    core = (
+        hidden / width * hidden * context_length * (1.25 if latent else 1.0)
+    )  # num_layers x (queries + values) / 2 x tokens
     return Sizes(
         total=total,
         embedding_once=total - (copies - 1) * vocabulary,
         without_embedding=body + vocabulary,
         body=body,
         active=body + 2 * vocabulary + positions * hidden,
-        flops=6 * body + 12 * attention,
-        flops_per_token=6 * (body + vocabulary) + 6 * attention,
+        flops=6 * body + 12 * core,
+        flops_per_token=6 * (body + vocabulary) + 6 * core,
     )
 
 

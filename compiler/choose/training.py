@@ -38,6 +38,7 @@ T = TypeVar("T")
 
 DEFAULT_SEED = 1234  # Megatron-LM's
 SAMPLE_TOKENS = 48
+BIAS_RATE, MTP_LOSS = 1e-3, 0.3
 UNDECAYED = ("biases", "norms")
 NO_DROPOUT = "large models see few tokens twice: Llama, GPT-3, Chinchilla train without"
 ROUNDING_WORTH_A_WARNING = 0.1  # of the tokens
@@ -66,6 +67,9 @@ def choose_training(
         return ledger.note(
             f"training.{name}", allowed.clip(suggestion.value), kind, suggestion.text, pin=f"training.{name}"
         )
+
+    rules = spec.model.family.rules
+    custom = f"{spec.model.family.name}: {spec.model.family.source}" if shape.num_experts else "a dense model"
 
     def note(name: str, value: T, text: str) -> T:
         return ledger.note(f"training.{name}", value, "default", text, pin=f"training.{name}")
@@ -123,11 +127,21 @@ def choose_training(
         hidden_dropout=note("hidden_dropout", 0.0, NO_DROPOUT),
         attention_dropout=note("attention_dropout", 0.0, NO_DROPOUT),
         z_loss=note("z_loss", 0.0, "not asked for"),
-        balancing=note("balancing", "aux_loss" if shape.num_experts else "none", "not asked for"),
-        aux_loss=note("aux_loss", 0.01 if shape.num_experts else 0.0, "not asked for"),
-        bias_rate=note("bias_rate", 0.0, "no router has a bias"),
+        balancing=note("balancing", rules.balancing, custom),
+        aux_loss=note("aux_loss", rules.aux_loss, custom),
+        bias_rate=note(
+            "bias_rate",
+            BIAS_RATE if shape.router_bias else 0.0,
+            "DeepSeek-V3 (arXiv 2412.19437), section 4.2" if shape.router_bias else "no router has a bias",
+        ),
         router_z_loss=note("router_z_loss", 0.0, "not asked for"),
-        mtp_loss=note("mtp_loss", 0.0, "no multi-token prediction"),
+        mtp_loss=note(
+            "mtp_loss",
+            MTP_LOSS if shape.mtp_layers else 0.0,
+            "DeepSeek-V3 (arXiv 2412.19437), section 4.2: 0.3 at first"
+            if shape.mtp_layers
+            else "no multi-token prediction",
+        ),
         ramp_start=note("ramp_start", 0, "not asked for"),
         ramp_increment=note("ramp_increment", 0, "not asked for"),
         ramp_sequences=note("ramp_sequences", 0, "not asked for"),
