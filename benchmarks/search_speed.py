@@ -16,11 +16,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from trainwright.compiler.check import Terms, legal_rows
 from trainwright.compiler.estimate.layouts import Layouts, Workload
 from trainwright.compiler.estimate.memory import estimate_memory
 from trainwright.compiler.estimate.step_time import estimate_step_time
 from trainwright.compiler.facts import find_device, find_family
+from trainwright.compiler.layout_rules import Terms, legal_rows
 
 ROWS = 1_000_000
 TABLES = (100, 1_000, 10_000, 100_000)

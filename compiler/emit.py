@@ -15,6 +15,7 @@ import jinja2
 
 from trainwright.compiler.emit_manifest import LAUNCHER_OF_KIND, settings_of, stage_entry
 from trainwright.compiler.errors import NotEmittedError
+from trainwright.compiler.estimate.layouts import DEGREES
 from trainwright.compiler.plan import Layout, Plan, Shape, write_plan
 from trainwright.compiler.plan_stages import Dpo, Sft, StagePlan
 from trainwright.compiler.units import format_quantity, join_words
@@ -30,13 +31,12 @@ from trainwright.runtime.manifest import (
 
 EXECUTABLE = frozenset({"launch.sh"})
 
-DEGREES = ("tensor", "pipeline", "virtual_pipeline", "context", "expert", "expert_tensor", "data")
 _ONE_PROCESS: dict[str, Any] = dict.fromkeys(DEGREES, 1) | {
     **dict.fromkeys(("first_stage_layers", "last_stage_layers"), 0),
     **dict.fromkeys(("embedding_as_layer", "loss_as_layer"), False),
 }
 _LINE = 88  # columns: `ruff format`'s own default, which programs keep to
-_ACTIVATION = {"silu": "torch.nn.functional.silu", "gelu": "torch.nn.functional.gelu"}
+_ACTIVATION = {"silu": "torch.nn.functional.silu", "gelu": "torch.nn.functional.gelu", "gelu_tanh": "fast_gelu"}
 # Megatron-Core's words for how experts are balanced (TransformerConfig.moe_router_load_balancing_type).
 _BALANCING = {"none": "none", "aux_loss": "aux_loss", "seq_aux_loss": "seq_aux_loss", "bias": "none"}
 
@@ -71,6 +71,7 @@ class _Literals:
     """Megatron-Core's words for a plan's: absence is None there (TransformerConfig of 0.16)."""
 
     config: str  # the class
+    fast_gelu: bool  # imported: GELU by its approximation with tanh
     pipelined: bool
     chunks: int | None
     first_stage_layers: int | None
@@ -248,6 +249,7 @@ def _literals(plan: Plan, layout: Layout) -> _Literals:
     shape, training = plan.shape, plan.training
     balancing = _BALANCING[training.balancing]
     return _Literals(
+        fast_gelu=shape.activation == "gelu_tanh",
         config="MLATransformerConfig" if shape.kv_lora_rank else "TransformerConfig",
         pipelined=layout.pipeline > 1,
         chunks=layout.virtual_pipeline if layout.virtual_pipeline > 1 else None,

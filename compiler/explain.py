@@ -13,6 +13,7 @@ from rich.text import Text
 
 from trainwright.compiler.cost_table import assumption_rows, cost_rows
 from trainwright.compiler.errors import UsageError
+from trainwright.compiler.estimate.layouts import DEGREES
 from trainwright.compiler.plan import Interval, Plan, decided_leaves, leaves
 from trainwright.compiler.plan_stages import Dpo, Reinforced, Reward, Sft, TuningSchedule
 from trainwright.compiler.units import format_count, format_quantity
@@ -147,6 +148,8 @@ def summary(plan: Plan) -> RenderableType:
 def _trained(plan: Plan) -> dict[str, str]:
     shape, data, training, estimates = plan.shape, plan.data, plan.training, plan.estimates
     active = f" ({_count(estimates.active_parameters)} active)" if shape.num_experts else ""
+    if estimates.padded_parameters != estimates.parameters:
+        active += f", {estimates.padded_parameters:,} with the vocabulary padded"
     weighted = data.mixture == "weighted"
     sources = ", ".join(
         f"{source.name} {format_quantity('fraction', source.weight)}" if weighted else source.name
@@ -211,10 +214,14 @@ def _laid_out(plan: Plan) -> dict[str, str]:
         *(["distributed optimizer"] if layout.distributed_optimizer else []),
         plan.kernels.layer_spec,
     ]
+    degrees = " x ".join(
+        f"{name.replace('_', ' ')} {n}"
+        for name in DEGREES
+        if (n := getattr(layout, name)) > 1 or name in ("tensor", "pipeline", "data")
+    )
     return {
         "devices": f"{format_count(cluster.nodes, 'node')} x {cluster.devices_per_node} x {cluster.device}",
-        "layout": f"tensor {layout.tensor} x pipeline {layout.pipeline} x data {layout.data}, micro-batch"
-        f" {layout.micro_batch} x {layout.micro_batches} a step; {', '.join(extras)}",
+        "layout": f"{degrees}, micro-batch {layout.micro_batch} x {layout.micro_batches} a step; {', '.join(extras)}",
     }
 
 

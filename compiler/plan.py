@@ -248,6 +248,7 @@ class Alternative:
 
     tensor: int
     pipeline: int
+    expert: int
     data: int
     micro_batch: int
     recompute: str
@@ -332,7 +333,8 @@ class Totals:
 
 @dataclass(frozen=True)
 class Estimates:
-    parameters: int
+    parameters: int  # trainable, with the vocabulary as it is
+    padded_parameters: int  # with the vocabulary padded, as the devices hold it
     active_parameters: int
     model_flops_per_step: float  # Megatron's convention, no recompute, unpadded vocabulary, causal attention halved
     executed_flops_per_step: float  # what runs: recompute, padded vocabulary, causal attention halved

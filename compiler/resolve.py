@@ -20,7 +20,7 @@ from trainwright.compiler.load import LoadedSpec
 from trainwright.compiler.plan import CostLine, Source
 from trainwright.compiler.ranges import Choice, Range, list_divisors, open_choice, open_range
 from trainwright.compiler.resolve_stages import ResolvedStages, resolve_stages
-from trainwright.compiler.spec import DataSpec, ModelSpec, PowerSpec, Spec
+from trainwright.compiler.spec import DataSpec, LayoutSpec, ModelSpec, PowerSpec, Spec
 from trainwright.compiler.units import Quantity, format_quantity
 
 # Fields of `model.shape` that few families have.
@@ -133,6 +133,19 @@ class ResolvedScaling:
     mup: tuple[MupBase, ...]  # one when stated, else empty
 
 
+ONE, GRADIENTS = Choice((1,)), Choice(("fp32", "bf16"))
+
+
+@dataclass(frozen=True)
+class StageSplit:
+    """How many layers the first and last pipeline stage hold, as stated. 0: as the others."""
+
+    first_stage_layers: int
+    last_stage_layers: int
+    embedding_as_layer: bool
+    loss_as_layer: bool
+
+
 @dataclass(frozen=True)
 class ResolvedLayout:
     """Candidates of each degree by itself; which tuples are legal is for `check.py` to say."""
@@ -143,6 +156,17 @@ class ResolvedLayout:
     micro_batch: Choice[int]
     recompute: Choice[str]
     layer_spec: Choice[str]
+    virtual_pipeline: Choice[int] = ONE
+    context: Choice[int] = ONE
+    expert: Choice[int] = ONE
+    expert_tensor: Choice[int] = ONE
+    split: tuple[StageSplit, ...] = ()  # one when stated, else empty: as even as the layers allow
+    sequence_parallel: tuple[bool, ...] = ()  # likewise: where tensor > 1
+    distributed_optimizer: bool = True
+    recompute_modules: tuple[str, ...] = ("core_attn",)  # of selective recompute
+    recompute_method: str = "uniform"  # of full recompute
+    recompute_layers: int = 1
+    gradient_dtype: Choice[str] = GRADIENTS
 
 
 @dataclass(frozen=True)
@@ -167,6 +191,7 @@ class ResolvedSpec:
 LAW, REPEATED_LAW, MIXTURE_LAW = "epoch2024", "muennighoff2023", "ludziejewski2025"
 _RECOMPUTE = ("none", "selective", "full")
 _MOST_PIPELINE_STAGES = 1024
+_MOST_EXPERT_DEVICES = 256  # expert-parallel: the largest that DeepSeek, Kimi and Qwen report, with a margin
 _LARGEST_MICRO_BATCH = 64  # sequences: beyond it a device is busy already, and activations only grow
 
 
@@ -225,10 +250,36 @@ def resolve_spec(loaded: LoadedSpec) -> ResolvedSpec:
             micro_batch=open_choice(spec.layout.micro_batch, _powers_of_two(_LARGEST_MICRO_BATCH)),
             recompute=open_choice(spec.layout.recompute, _RECOMPUTE),
             layer_spec=Choice((layer_spec,)),
+            **_further_layout(spec.layout, family, devices),
         ),
         stages=resolve_stages(spec),
         pins=_pins(document),
     )
+
+
+def _further_layout(given: LayoutSpec, family: Family, devices: int) -> dict[str, Any]:
+    """What is searched of mixtures alone, or is what the user pinned."""
+    split = StageSplit(
+        given.first_stage_layers or 0,
+        given.last_stage_layers or 0,
+        given.embedding_as_layer or False,
+        given.loss_as_layer or False,
+    )
+    names = ("first_stage_layers", "last_stage_layers", "embedding_as_layer", "loss_as_layer")
+    free_experts = list_divisors(devices, _MOST_EXPERT_DEVICES) if family.rules.num_experts else (1,)
+    return {
+        "virtual_pipeline": open_choice(given.virtual_pipeline, (1,)),
+        "context": open_choice(given.context, (1,)),
+        "expert": open_choice(given.expert, free_experts),
+        "expert_tensor": open_choice(given.expert_tensor, (1,)),
+        "split": (split,) if any(getattr(given, name) is not None for name in names) else (),
+        "sequence_parallel": () if given.sequence_parallel is None else (given.sequence_parallel,),
+        "distributed_optimizer": given.distributed_optimizer is not False,
+        "recompute_modules": given.recompute_modules or ("core_attn",),
+        "recompute_method": given.recompute_method or "uniform",
+        "recompute_layers": given.recompute_layers or 1,
+        "gradient_dtype": open_choice(given.gradient_dtype, ("fp32", "bf16")),
+    }
 
 
 def _facts(spec: Spec, document: Document) -> tuple[Family, Device]:
@@ -264,10 +315,9 @@ def _size(model: ModelSpec, family: Family, document: Document) -> Range:
     size = model.size
     if not isinstance(size, str):
         return open_range(size, "size")
-    vocab_size = model.vocab_size or family.rules.vocab_size
     context_length = model.context_length or family.rules.context_length
     counts = {
-        name: count_parameters(replace(shape, vocab_size=vocab_size), context_length)
+        name: count_parameters(replace(shape, vocab_size=model.vocab_size or shape.vocab_size), context_length)
         for name, shape in family.published.items()
     }
     if size not in counts:

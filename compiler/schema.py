@@ -94,6 +94,8 @@ def _kind(node: dict[str, Any]) -> str:
         return f"`{node['const']}`"
     if node.get("type") == "string":
         return f"text matching `{node['pattern']}`" if "pattern" in node else "text"
+    if node.get("type") == "boolean":
+        return "true or false"
     low = node.get("minimum", node.get("exclusiveMinimum"))
     high = node.get("maximum", node.get("exclusiveMaximum"))
     kind = "whole number" if node["type"] == "integer" else "number"

@@ -314,13 +314,59 @@ class LayoutSpec(Section):
 
     tensor: int | None = Field(default=None, ge=1, le=1024, description="tensor-parallel degree (devices)")
     pipeline: int | None = Field(default=None, ge=1, le=1024, description="pipeline-parallel degree (devices)")
+    virtual_pipeline: int | None = Field(
+        default=None, ge=1, le=128, description="chunks of layers a pipeline stage holds (interleaving); absent: 1"
+    )
+    first_stage_layers: int | None = Field(
+        default=None, ge=1, le=1000, description="layers of the first pipeline stage (count); absent: as the others"
+    )
+    last_stage_layers: int | None = Field(
+        default=None, ge=1, le=1000, description="layers of the last pipeline stage (count); absent: as the others"
+    )
+    embedding_as_layer: bool | None = Field(
+        default=None, description="the embedding stands for a layer of the first pipeline stage"
+    )
+    loss_as_layer: bool | None = Field(
+        default=None, description="output layer and loss stand for a layer of the last pipeline stage"
+    )
+    context: int | None = Field(default=None, ge=1, le=1024, description="context-parallel degree (devices); absent: 1")
+    expert: int | None = Field(
+        default=None, ge=1, le=1024, description="expert-parallel degree (devices); absent: searched for mixtures"
+    )
+    expert_tensor: int | None = Field(
+        default=None, ge=1, le=1024, description="tensor-parallel degree inside an expert (devices); absent: 1"
+    )
     data: int | None = Field(default=None, ge=1, le=1_000_000, description="data-parallel degree (devices)")
+    sequence_parallel: bool | None = Field(
+        default=None, description="activations beside the products are split over tensor too; absent: where tensor > 1"
+    )
+    distributed_optimizer: bool | None = Field(
+        default=None, description="optimizer states are sharded over data (ZeRO-1); absent: they are"
+    )
     micro_batch: int | None = Field(
         default=None, ge=1, le=65_536, description="sequences that a device computes at once"
     )
     recompute: Literal["none", "selective", "full"] | None = Field(
         default=None,
-        description="activations computed again in the backward pass: none, core attention, or every layer",
+        description="activations computed again in the backward pass: none, modules, or whole layers",
+    )
+    recompute_modules: (
+        Annotated[
+            tuple[Literal["core_attn", "moe_act", "layernorm", "mla_up_proj", "mlp", "moe", "shared_experts"], ...],
+            Field(strict=False, min_length=1),
+        ]
+        | None
+    ) = Field(default=None, description="of selective recompute: what is computed again; absent: core_attn")
+    recompute_method: Literal["uniform", "block"] | None = Field(
+        default=None,
+        description="of full recompute: all layers in units of recompute_layers, or the first recompute_layers of a stage;"
+        " absent: uniform",
+    )
+    recompute_layers: int | None = Field(
+        default=None, ge=1, le=1000, description="of full recompute: layers a unit, or a stage (count); absent: 1"
+    )
+    gradient_dtype: Literal["fp32", "bf16"] | None = Field(
+        default=None, description="number format in which gradients are summed; absent: fp32"
     )
     layer_spec: Literal["transformer_engine", "local"] | None = Field(
         default=None,

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainwright.compiler.check import RULES, Terms, check_plan, legal_rows, list_violations
+from trainwright.compiler.check import check_plan
 from trainwright.compiler.choose import choose_plan
 from trainwright.compiler.estimate.layouts import one_layout
 from trainwright.compiler.facts import find_family
+from trainwright.compiler.layout_rules import RULES, Terms, legal_rows, list_violations
 from trainwright.compiler.load import load_spec
 from trainwright.compiler.plan import Layout, Plan
 from trainwright.compiler.resolve import resolve_spec
@@ -17,6 +18,8 @@ from trainwright.compiler.resolve import resolve_spec
 TERMS = Terms(
     shape=find_family("llama").published["8B"], context_length=8192, global_batch=512, nodes=4, devices_per_node=8
 )
+LATENT = {"shape": {"kv_lora_rank": 512}}
+MIXTURE = {"shape": {"num_experts": 8, "experts_per_token": 2, "expert_ffn_hidden_size": 14336}}
 LEGAL = Layout(
     tensor=4,
     pipeline=2,
@@ -57,9 +60,22 @@ def test_a_legal_layout_breaks_nothing() -> None:
         ("layers", {}, {"virtual_pipeline": 32}, "num_layers 32 / (pipeline 2 x virtual_pipeline 32) = 0.5 layers a chunk"),
         ("interleaving", {}, {"pipeline": 1, "virtual_pipeline": 2}, "virtual_pipeline 2 with pipeline 1 and 64 micro-batches"),
         ("interleaving", {}, {"virtual_pipeline": 2, "micro_batches": 63}, "virtual_pipeline 2 with pipeline 2 and 63"),
-        ("sequence", {"context_length": 8190}, {}, "context_length 8190 / (context 1 x tensor 4 with sequence_parallel) = 2048"),
+        ("sequence", {"context_length": 8190}, {}, "8190 / (1 chunks of context 1 x 4 tensor ranks with sequence_parallel)"),
         ("sequence_parallel", {}, {"tensor": 1}, "sequence_parallel splits over tensor, and tensor is 1"),
-        ("experts", {}, {"expert": 2}, "expert 2 must divide num_experts 0 and data 4 x context 1"),
+        ("experts", {}, {"expert": 2}, "expert 2 must divide num_experts 0, and expert 2 x expert_tensor 1 the devices of a"),
+        ("experts", MIXTURE, {"expert": 8, "expert_tensor": 4}, "expert 8 x expert_tensor 4 the devices of a pipeline stage"),
+        ("expert_tensor", MIXTURE, {"expert_tensor": 3}, "expert_ffn_hidden_size 14336 / expert_tensor 3 = 4779 columns"),
+        ("experts_and_sequence", MIXTURE, {"sequence_parallel": False}, "a mixture with tensor 4 needs sequence_parallel"),
+        ("latent_and_sequence", LATENT, {"sequence_parallel": False}, "latent attention with tensor 4 needs sequence_parallel"),
+        ("mtp_and_context", {"shape": {"mtp_layers": 1}}, {"context": 2}, "mtp_layers 1 with context 2"),
+        ("layers", {}, {"embedding_as_layer": True}, "32 + 1 for the embedding / (pipeline 2 x virtual_pipeline 1) = 16.5"),
+        ("layers", {}, {"first_stage_layers": 32}, "first_stage_layers 32 - last_stage_layers 0 = 0 on the 1 other"),
+        ("stages", {}, {"first_stage_layers": 16, "loss_as_layer": True}, "stages are uneven either by stated numbers"),
+        ("stages", {}, {"pipeline": 1, "last_stage_layers": 8}, "last_stage_layers 8, embedding_as_layer False, loss_as_layer"),
+        ("recompute", {}, {"recompute": "full"}, "recompute full with recompute_modules none, recompute_method none"),
+        ("recompute", {}, {"recompute_modules": ("mlp",)}, "recompute none with recompute_modules mlp"),
+        ("recompute_modules", {}, {"recompute": "selective", "recompute_modules": ("moe",)}, "this model has core_attn, layer"),
+        ("sequence", {"context_length": 8200}, {"context": 2}, "8200 / (4 chunks of context 2 x 4 tensor ranks with"),
         ("vocabulary", {}, {"padded_vocab_size": 128000}, "padded_vocab_size 128000 must be at least vocab_size 128256"),
         ("vocabulary", {}, {"padded_vocab_size": 128258}, "a multiple of tensor 4"),
         ("shape", {"shape": {"num_query_groups": 12}}, {}, "num_query_groups 12 must divide num_attention_heads 32"),

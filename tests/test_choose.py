@@ -8,7 +8,6 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from trainwright.compiler.check import Terms, legal_rows
 from trainwright.compiler.choose.layout import LayoutChoice, choose_layout, enumerate_layouts, pad_vocabulary
 from trainwright.compiler.choose.shape import choose_shape, nominal_parameters, tiled_up_to
 from trainwright.compiler.errors import InfeasibleError
@@ -22,6 +21,7 @@ from trainwright.compiler.facts import (
     load_devices,
     load_families,
 )
+from trainwright.compiler.layout_rules import Terms, legal_rows
 from trainwright.compiler.plan import Shape
 from trainwright.compiler.ranges import Choice
 from trainwright.compiler.resolve import ResolvedLayout
@@ -165,7 +165,8 @@ def test_the_chosen_layout_is_legal_fits_and_is_the_fastest(
 def test_the_order_of_candidates_does_not_matter() -> None:
     workload = _workload()
     free = _open(workload)
-    backwards = ResolvedLayout(**{name: Choice(choice.values[::-1]) for name, choice in vars(free).items()})
+    choices = {name: choice for name, choice in vars(free).items() if isinstance(choice, Choice)}
+    backwards = replace(free, **{name: Choice(choice.values[::-1]) for name, choice in choices.items()})
     one, other = (choose_layout(workload, 256, candidates).ranked for candidates in (free, backwards))
     assert [one.row(index) for index in range(len(one))] == [other.row(index) for index in range(len(other))]
 

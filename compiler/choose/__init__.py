@@ -16,7 +16,7 @@ from trainwright.compiler.choose.layout import choose_layout
 from trainwright.compiler.choose.ledger import Ledger
 from trainwright.compiler.choose.limits import depends_on_layout, exceeded, place, require_limits
 from trainwright.compiler.choose.question import Question
-from trainwright.compiler.choose.shape import choose_shape_within, pinned_shape
+from trainwright.compiler.choose.shape import choose_shape_within, find_published, pinned_shape
 from trainwright.compiler.choose.sizing import Answer, Sizing, ask, choose_size, choose_token_budget
 from trainwright.compiler.choose.training import choose_training
 from trainwright.compiler.choose.variants import Variant, list_variants, most_parameters, require_served
@@ -181,7 +181,10 @@ def _context_length(spec: ResolvedSpec) -> int:
 
 
 def _vocab_size(spec: ResolvedSpec) -> int:
-    return int(spec.model.vocab_size.clip(spec.model.family.rules.vocab_size))
+    """As pinned; else that of the published size that is asked for, or the family's."""
+    published = find_published(spec.model.family, spec.model.size) if spec.model.size.pinned else ()
+    usual = published[0].vocab_size if published else spec.model.family.rules.vocab_size
+    return int(spec.model.vocab_size.clip(usual))
 
 
 def _shrinks(spec: ResolvedSpec) -> bool:

@@ -5,8 +5,8 @@ from collections.abc import Collection
 
 import numpy as np
 
-from trainwright.compiler.check import Terms, legal_rows
 from trainwright.compiler.choose.layout import enumerate_layouts
+from trainwright.compiler.layout_rules import Terms, legal_rows
 from trainwright.compiler.plan import Shape
 from trainwright.compiler.ranges import list_divisors
 from trainwright.compiler.resolve import ResolvedSpec

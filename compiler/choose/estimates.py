@@ -14,7 +14,7 @@ from trainwright.compiler.choose.warnings import warn_of_target
 from trainwright.compiler.estimate.cost import estimate_cost, estimate_mfu
 from trainwright.compiler.estimate.flops import executed_flops_per_token, model_flops_per_token
 from trainwright.compiler.estimate.memory import estimate_memory
-from trainwright.compiler.estimate.params import count_active_parameters, count_as, count_parameters
+from trainwright.compiler.estimate.params import count_active_parameters, count_as, count_parameters, pad_count
 from trainwright.compiler.estimate.step_time import estimate_step_time
 from trainwright.compiler.plan import Alternative, Cluster, Estimates, Round, round_leaf
 from trainwright.compiler.resolve import ResolvedSpec
@@ -45,6 +45,7 @@ def make_estimates(
     bands = bands_of_answer(law, chosen.variant.sizes, question)
     return Estimates(
         parameters=parameters,
+        padded_parameters=pad_count(shape, parameters, ranked.row(0).padded_vocab_size),
         active_parameters=count_active_parameters(shape, context),
         model_flops_per_step=round_leaf(model_flops),
         executed_flops_per_step=round_leaf(float(executed_flops_per_token(workload, ranked)[0]) * tokens),
@@ -79,6 +80,7 @@ def make_estimates(
             Alternative(
                 tensor=layout.tensor,
                 pipeline=layout.pipeline,
+                expert=layout.expert,
                 data=layout.data,
                 micro_batch=layout.micro_batch,
                 recompute=layout.recompute,

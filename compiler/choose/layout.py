@@ -1,17 +1,18 @@
 """The layout: enumerate candidates, drop illegal ones, estimate, drop what does not fit, rank, take the first.
 
-Ties (step times within 1e-9) go to fewer tensor, then fewer pipeline ranks, then less recompute, then the larger micro-batch, so
+Ties (step times within 1e-9) go to fewer tensor, pipeline and expert ranks, then less recompute, then the larger micro-batch, so
 that the same spec gives the same layout on every machine.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from trainwright.compiler.check import RULES, Terms, legal_rows, list_violations
 from trainwright.compiler.errors import InfeasibleError
 from trainwright.compiler.estimate.layouts import (
+    DEGREES,
     FULL,
     RECOMPUTE,
     RECOMPUTE_METHODS,
@@ -24,8 +25,9 @@ from trainwright.compiler.estimate.layouts import (
 )
 from trainwright.compiler.estimate.memory import Memory, estimate_memory
 from trainwright.compiler.estimate.step_time import estimate_step_time
+from trainwright.compiler.layout_rules import RULES, Terms, legal_rows, list_violations
 from trainwright.compiler.plan import Layout, Reason
-from trainwright.compiler.resolve import ResolvedLayout
+from trainwright.compiler.resolve import ResolvedLayout, StageSplit
 
 VOCABULARY_MULTIPLE = 128  # Megatron's make_vocab_size_divisible_by: whole tiles of a matrix product
 TIE = 1e-9
@@ -35,7 +37,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class LayoutChoice:
-    """`ranked`: the best row first, then the best rows of the next NUM_ALTERNATIVES (tensor, pipeline)."""
+    """`ranked`: the best row first, then the best rows of the next NUM_ALTERNATIVES (tensor, pipeline, expert)."""
 
     ranked: Layouts
     step_s: float  # of the best
@@ -82,35 +84,63 @@ def enumerate_layouts(terms: Terms, open_layout: ResolvedLayout) -> Layouts:
         open_layout.pipeline.values,
         open_layout.micro_batch.values,
         tuple(RECOMPUTE.index(mode) for mode in open_layout.recompute.values),
+        open_layout.virtual_pipeline.values,
+        open_layout.context.values,
+        open_layout.expert.values,
+        open_layout.expert_tensor.values,
     )
     grid = np.meshgrid(*(np.array(axis, dtype=np.int64) for axis in axes), indexing="ij")
-    tensor, pipeline, micro_batch, recompute = (column.ravel() for column in grid)
+    tensor, pipeline, micro_batch, recompute, chunks, context, expert, expert_tensor = (
+        column.ravel() for column in grid
+    )
     ones = np.ones_like(tensor)
-    left = np.maximum(terms.nodes * terms.devices_per_node // (tensor * pipeline), 1)
+    left = np.maximum(terms.nodes * terms.devices_per_node // (tensor * pipeline * context), 1)
     data = ones * open_layout.data.values[0] if open_layout.data.pinned else left
     return Layouts(
         tensor=tensor,
         pipeline=pipeline,
-        virtual_pipeline=ones,
-        context=ones,
-        expert=ones,
-        expert_tensor=ones,
+        virtual_pipeline=chunks,
+        context=context,
+        expert=expert,
+        expert_tensor=expert_tensor,
         data=data,
         micro_batch=micro_batch,
         micro_batches=np.maximum(terms.global_batch // (micro_batch * data), 1),
-        first_stage_layers=0 * ones,
-        last_stage_layers=0 * ones,
-        embedding_as_layer=ones < 1,
-        loss_as_layer=ones < 1,
-        sequence_parallel=tensor > 1,
-        distributed_optimizer=ones > 0,
+        **_split_layers(terms.shape.num_layers, pipeline, chunks, open_layout.split),
+        sequence_parallel=ones * open_layout.sequence_parallel[0] > 0 if open_layout.sequence_parallel else tensor > 1,
+        distributed_optimizer=ones * open_layout.distributed_optimizer > 0,
         fsdp=0 * ones,
         recompute=recompute,
-        recompute_modules=np.where(recompute == SELECTIVE, modules_code(("core_attn",)), 0),
-        recompute_method=np.where(recompute == FULL, RECOMPUTE_METHODS.index("uniform"), 0),
-        recompute_layers=np.where(recompute == FULL, 1, 0),
+        recompute_modules=np.where(recompute == SELECTIVE, modules_code(open_layout.recompute_modules), 0),
+        recompute_method=np.where(recompute == FULL, RECOMPUTE_METHODS.index(open_layout.recompute_method), 0),
+        recompute_layers=np.where(recompute == FULL, open_layout.recompute_layers, 0),
         padded_vocab_size=pad_vocabulary(terms.shape.vocab_size, tensor),
     )
+
+
+def _split_layers(num_layers: int, pipeline: Ints, chunks: Ints, stated: tuple[StageSplit, ...]) -> dict[str, Any]:
+    """How the layers are cut into stages: as stated; else evenly where they divide; else with the embedding and the loss, or the
+    loss alone, as layers (405B: 126 + 2); else with fewer layers in the last stage, which has the output layer too."""
+    ones = np.ones_like(pipeline)
+    if stated:
+        (split,) = stated
+        return {
+            name: ones * value if not isinstance(value, bool) else ones * value > 0
+            for name, value in vars(split).items()
+        }
+    stages = pipeline * chunks
+    uneven = (pipeline > 1) & (num_layers % stages > 0)
+    both = uneven & ((num_layers + 2) % stages == 0)
+    loss = uneven & ~both & ((num_layers + 1) % stages == 0)
+    a_stage = -(-num_layers // pipeline)
+    fewer = num_layers - (pipeline - 1) * a_stage
+    last = np.where(uneven & ~both & ~loss & (chunks == 1) & (fewer > 0), fewer, 0)
+    return {
+        "first_stage_layers": 0 * ones,
+        "last_stage_layers": last,
+        "embedding_as_layer": both,
+        "loss_as_layer": both | loss,
+    }
 
 
 def pad_vocabulary(vocab_size: int, tensor: Ints) -> Ints:
@@ -129,22 +159,23 @@ def _rank(table: Layouts, step_s: Floats) -> Ints:
         if step_s[row] > first * (1 + TIE):
             first, current = step_s[row], current + 1
         group[row] = current
-    return np.lexsort((-table.micro_batch, table.recompute, table.pipeline, table.tensor, group))
+    ties = (-table.micro_batch, table.recompute, table.expert, table.pipeline, table.tensor, group)
+    return np.lexsort(ties)
 
 
 def _distinct(table: Layouts, order: Ints) -> Ints:
-    """Of `order`, the first row of each (tensor, pipeline)."""
-    kinds = np.stack([table.tensor[order], table.pipeline[order]])
+    """Of `order`, the first row of each (tensor, pipeline, expert)."""
+    kinds = np.stack([table.tensor[order], table.pipeline[order], table.expert[order]])
     _, first = np.unique(kinds, axis=1, return_index=True)
     return order[np.sort(first)]
 
 
 def describe_layout(layout: Layout) -> str:
     """A layout in words, for messages."""
-    return (
-        f"tensor {layout.tensor}, pipeline {layout.pipeline}, data {layout.data}, micro_batch {layout.micro_batch}, "
-        f"recompute {layout.recompute}"
-    )
+    always = ("tensor", "pipeline", "data", "micro_batch")
+    degrees = {name: getattr(layout, name) for name in (*DEGREES, "micro_batch")}
+    stated = [f"{name} {n}" for name, n in degrees.items() if n > 1 or name in always]
+    return f"{', '.join(stated)}, recompute {layout.recompute}"
 
 
 def _explain_illegal(terms: Terms, table: Layouts) -> str:
@@ -181,20 +212,22 @@ def _reasons(ranked: Layouts, step_s: Floats, counts: str, terms: Terms) -> dict
     if len(ranked) > 1:
         runner_up = f"; next: {describe_layout(ranked.row(1))} at {step_s[1]:.4g} s"
     found = Reason("search", f"fastest that fits, {step_s[0]:.4g} s a step: {counts}{runner_up}")
-    searched = ("tensor", "pipeline", "micro_batch", "recompute")
+    searched = ("tensor", "pipeline", "expert", "micro_batch", "recompute")
     devices = terms.nodes * terms.devices_per_node
-    degrees = best.tensor * best.pipeline
+    degrees = best.tensor * best.pipeline * best.context
     derived = {
-        "data": f"{devices} devices / (tensor {best.tensor} x pipeline {best.pipeline}) = {devices // degrees}",
+        "data": f"{devices} devices / (tensor {best.tensor} x pipeline {best.pipeline}"
+        f"{f' x context {best.context}' if best.context > 1 else ''}) = {devices // degrees}",
         "micro_batches": f"global_batch {terms.global_batch} / (micro_batch {best.micro_batch} x data {best.data}) = "
         f"{best.micro_batches}",
         "sequence_parallel": f"on where tensor > 1: activations beside the products are split too; tensor is {best.tensor}",
         "distributed_optimizer": "in every layout: states are split over data, and one layout's checkpoint loads in another",
         "padded_vocab_size": f"vocab_size {terms.shape.vocab_size} up to a multiple of {VOCABULARY_MULTIPLE} and of tensor",
     }
-    unsearched = dict.fromkeys(("virtual_pipeline", "context", "expert", "expert_tensor"), "1: not searched yet")
-    unsearched |= dict.fromkeys(("first_stage_layers", "last_stage_layers"), "0: all stages hold as many layers")
-    unsearched |= dict.fromkeys(("embedding_as_layer", "loss_as_layer"), "every layer is a transformer layer")
+    unsearched = dict.fromkeys(("virtual_pipeline", "context", "expert_tensor"), "1: not searched yet")
+    if not terms.shape.num_experts:
+        unsearched["expert"] = "1: a dense model"
+    derived |= _why_split(best, terms.shape.num_layers)
     unsearched["fsdp"] = "the distributed optimizer shards what is sharded"
     modules = ", ".join(best.recompute_modules) or "none"
     derived |= {
@@ -208,3 +241,21 @@ def _reasons(ranked: Layouts, step_s: Floats, counts: str, terms: Terms) -> dict
     reasons = {f"layout.{name}": found for name in searched}
     reasons |= {f"layout.{name}": Reason("derived", text) for name, text in derived.items()}
     return reasons | {f"layout.{name}": Reason("default", text) for name, text in unsearched.items()}
+
+
+def _why_split(best: Layout, num_layers: int) -> dict[str, str]:
+    if best.pipeline == 1:
+        text = "one stage holds all layers"
+    elif best.last_stage_layers:
+        text = (
+            f"{num_layers} layers do not divide by pipeline {best.pipeline}: the last stage, which has the output layer, holds "
+            f"{best.last_stage_layers}, the others {-(-num_layers // best.pipeline)}"
+        )
+    else:
+        parts = [f"{num_layers} layers"]
+        parts += ["the embedding"] * best.embedding_as_layer + ["the loss"] * best.loss_as_layer
+        total = num_layers + best.embedding_as_layer + best.loss_as_layer
+        stages = best.pipeline * best.virtual_pipeline
+        text = f"{' + '.join(parts)} = {total}: {total // stages} on each of {stages}"
+    names = ("first_stage_layers", "last_stage_layers", "embedding_as_layer", "loss_as_layer")
+    return dict.fromkeys(names, text)

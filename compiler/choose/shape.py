@@ -15,6 +15,7 @@ from trainwright.compiler.errors import InfeasibleError
 from trainwright.compiler.estimate.params import count_parameters
 from trainwright.compiler.facts import PLAIN, Family, Rules, make_shape
 from trainwright.compiler.plan import Reason, Shape
+from trainwright.compiler.ranges import Range
 from trainwright.compiler.resolve import PinnedShape
 
 SMALL_HEAD, LARGE_HEAD = 64, 128
@@ -48,6 +49,16 @@ def choose_shape(family: Family, target: float, vocab_size: int, context_length:
         if _is_meant(size, count_parameters(shape, context_length), target):
             return _published(family, size, shape, target, context_length)
     return _nearest(family, target, vocab_size, context_length)
+
+
+def find_published(family: Family, size: Range) -> tuple[Shape, ...]:
+    """The published shape that a pinned size means, with its own vocabulary; none: nobody published it."""
+    context_length = family.rules.context_length
+    return tuple(
+        shape
+        for name, shape in family.published.items()
+        if _is_meant(name, count_parameters(shape, context_length), size.low)
+    )[:1]
 
 
 def choose_shape_within(

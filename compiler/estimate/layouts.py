@@ -16,6 +16,7 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
+DEGREES = ("tensor", "pipeline", "virtual_pipeline", "context", "expert", "expert_tensor", "data")
 # The code of a word is its place here.
 RECOMPUTE = ("none", "selective", "full")
 RECOMPUTE_METHODS = ("none", "uniform", "block")
