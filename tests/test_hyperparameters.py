@@ -318,7 +318,7 @@ def test_a_run_that_is_long_for_its_batch_is_told_of_the_law_of_a_fixed_one() ->
     ("overrides", "batch", "data"),
     [
         (("compute.nodes=64", "layout.data=512"), 512, 512),
-        (("compute.nodes=2048",), 1024, 1024),  # 18 layers and 8 key heads: tensor 8 x pipeline 2 at most
+        (("compute.nodes=2048", "layout.pipeline=2"), 1024, 1024),  # 8 key heads: tensor 8 x pipeline 2
         (("compute.nodes=7", "compute.devices_per_node=7", "layout.micro_batch=8"), 392, 49),
     ],
 )

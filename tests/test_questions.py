@@ -258,7 +258,7 @@ def test_a_batch_that_alternates_with_the_utilisation_settles_within_the_limit(t
 
 
 def test_of_the_rounds_that_keep_a_limit_the_one_that_trains_most_is_taken(tmp_path: Path) -> None:
-    """3 hours of 16,384 devices in 4 stages settle on no FLOP/s: a longer run takes a larger batch, and with it another utilisation."""
+    """3 hours of 16,384 devices in 4 stages settle on no FLOP/s: a longer run takes a larger batch."""
     compute, layout = "{device: h100, nodes: 2048, devices_per_node: 8, budget: 3 hours}", "{pipeline: 4}"
     plan = planned(tmp_path, compute=compute, layout=layout)
     assert len(plan.estimates.rounds) > 10

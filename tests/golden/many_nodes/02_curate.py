@@ -2,7 +2,7 @@
 
 Run:       python 02_curate.py
 Leaves:    work/curate/output/, in the split that ingest made; samples of what was dropped in dropped.jsonl
-Why:       trainwright explain; every literal below is a leaf of plan.json (run c4aa0f5c)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run 18aed34e)
 """
 
 from trainwright.runtime.stages import curate

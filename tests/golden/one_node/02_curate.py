@@ -2,7 +2,7 @@
 
 Run:       python 02_curate.py
 Leaves:    work/curate/output/, in the split that ingest made; samples of what was dropped in dropped.jsonl
-Why:       trainwright explain; every literal below is a leaf of plan.json (run 75796e5e)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run e9a012cc)
 """
 
 from trainwright.runtime.stages import curate

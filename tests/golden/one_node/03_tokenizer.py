@@ -2,7 +2,7 @@
 
 Run:       python 03_tokenizer.py
 Leaves:    work/tokenizer/output/tokenizer.json
-Why:       trainwright explain; every literal below is a leaf of plan.json (run 75796e5e)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run e9a012cc)
 """
 
 from trainwright.runtime.stages import tokenizer

@@ -2,7 +2,7 @@
 
 Run:       python 04_tokenize.py
 Leaves:    work/tokenize/output/<split>/<source>.bin and .idx
-Why:       trainwright explain; every literal below is a leaf of plan.json (run 75796e5e)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run e9a012cc)
 """
 
 from trainwright.runtime.stages import tokenize

@@ -2,7 +2,7 @@
 
 Run:       torchrun --standalone --nproc-per-node 8 07_dpo.py
 Leaves:    work/dpo/checkpoints/, and the accuracy on pairs before and after in output/summary.json
-Why:       trainwright explain; every literal below is a leaf of plan.json (run 4ead35b0)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run cecb954d)
 """
 
 import torch
@@ -15,7 +15,7 @@ from trainwright.runtime.stages import dpo
 def main() -> None:
     dpo.run(
         stage="dpo",
-        run_id="4ead35b0",
+        run_id="cecb954d",
         seed=1234,
         initial="sft",
         parallel=dpo.Parallel(

@@ -2,7 +2,7 @@
 
 Run:       torchrun --standalone --nproc-per-node 8 08_evaluate.py
 Leaves:    work/evaluate/output/results.json
-Why:       trainwright explain; every literal below is a leaf of plan.json (run 75796e5e)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run e9a012cc)
 """
 
 import torch

@@ -2,7 +2,7 @@
 
 Run:       python 02_curate.py
 Leaves:    work/curate/output/, in the split that ingest made; samples of what was dropped in dropped.jsonl
-Why:       trainwright explain; every literal below is a leaf of plan.json (run 75e7d9e4)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run 6bef521c)
 """
 
 from trainwright.runtime.stages import curate

@@ -2,7 +2,7 @@
 
 Run:       torchrun --standalone --nproc-per-node 2 08_evaluate.py
 Leaves:    work/evaluate/output/results.json
-Why:       trainwright explain; every literal below is a leaf of plan.json (run 75e7d9e4)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run 6bef521c)
 """
 
 import torch

@@ -2,7 +2,7 @@
 
 Run:       python 09_export.py
 Leaves:    work/export/output/model/
-Why:       trainwright explain; every literal below is a leaf of plan.json (run 75e7d9e4)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run 6bef521c)
 """
 
 import torch
