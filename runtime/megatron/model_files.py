@@ -8,6 +8,7 @@ chat_template.jinja   how a conversation becomes text (once it was tuned on conv
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -185,11 +186,16 @@ def describe(config: Any, embedding: Embedding) -> SavedModel:
     if config.bias_activation_fusion and config.activation_func is torch.nn.functional.gelu:
         fields["activation_func"] = ACTIVATIONS["gelu_tanh"]  # that is what Megatron-Core's fused kernel computes
     fields["add_qkv_bias"] = config.add_qkv_bias or config.add_bias_linear
-    if all(fields.get("moe_layer_freq", [0])):
-        fields["ffn_hidden_size"] = config.moe_ffn_hidden_size  # no layer has another
+    fields["ffn_hidden_size"] = ffn_of_dense_layers(fields)
     if config.multi_latent_attention:
         del fields["num_query_groups"], fields["kv_channels"]
     return SavedModel(fields, embedding)
+
+
+def ffn_of_dense_layers(fields: Mapping[str, Any]) -> int:
+    """ffn_hidden_size; where all layers are mixtures, which makes it nobody's, the experts'."""
+    mixtures_alone = all(fields.get("moe_layer_freq", [0]))
+    return int(fields["moe_ffn_hidden_size"] if mixtures_alone else fields["ffn_hidden_size"])
 
 
 def write_model(folder: Path, model: SavedModel) -> None:
@@ -208,7 +214,10 @@ def _special(config: Any) -> dict[str, Any]:
         fields["moe_layer_freq"] = [int(number % every == 0) for number in range(config.num_layers)]
     if fields.get("rope_type") != "yarn":
         fields = {name: value for name, value in fields.items() if name not in _YARN}
-    return {name: value for name, value in fields.items() if value}
+    described = {name: value for name, value in fields.items() if value}
+    if config.multi_latent_attention:
+        described["q_lora_rank"] = config.q_lora_rank  # None is full queries, and not Megatron-Core's default
+    return described
 
 
 def _show(value: object) -> str:

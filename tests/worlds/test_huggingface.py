@@ -39,11 +39,40 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+QWEN_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "head_dim": 16}
+DEEPSEEK = {
+    **SHAPE,
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 4,
+    "moe_intermediate_size": 32,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 4,
+    "n_group": 4,
+    "topk_group": 2,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 12,
+}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {**SHAPE, "head_dim": 24, "tie_word_embeddings": True, "rms_norm_eps": 1e-5}),
     "llama3": ("LlamaConfig", {**SHAPE, "rope_parameters": LLAMA3}),
     "qwen2": ("Qwen2Config", {**SHAPE, "num_key_value_heads": 4}),
     "qwen3": ("Qwen3Config", {**SHAPE, "head_dim": 32}),
+    "mixtral": ("MixtralConfig", {**SHAPE, "num_local_experts": 4, "tie_word_embeddings": False}),
+    "qwen3 moe": ("Qwen3MoeConfig", {**SHAPE, **QWEN_EXPERTS, "norm_topk_prob": True}),
+    "qwen3 moe with a dense layer, not renormalised": (
+        "Qwen3MoeConfig",
+        {**SHAPE, **QWEN_EXPERTS, "norm_topk_prob": False, "mlp_only_layers": [1]},
+    ),
+    "deepseek": ("DeepseekV3Config", DEEPSEEK),
+    "deepseek with full queries and one group": (
+        "DeepseekV3Config",
+        {**DEEPSEEK, "q_lora_rank": None, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 3},
+    ),
     "gpt2": ("GPT2Config", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256, "vocab_size": 300}),
     "gpt2 with exact gelu, untied": (
         "GPT2Config",

@@ -14,7 +14,13 @@ from trainwright.runtime.megatron.huggingface.decoders import DECODERS
 from trainwright.runtime.megatron.huggingface.deepseek import DEEPSEEK
 from trainwright.runtime.megatron.huggingface.formats import Format, Json
 from trainwright.runtime.megatron.huggingface.gpt2 import GPT2
-from trainwright.runtime.megatron.model_files import CHAT_TEMPLATE, TOKENIZER, SavedModel, write_model
+from trainwright.runtime.megatron.model_files import (
+    CHAT_TEMPLATE,
+    TOKENIZER,
+    SavedModel,
+    ffn_of_dense_layers,
+    write_model,
+)
 from trainwright.runtime.megatron.weight_files import WeightReader, WeightWriter
 from trainwright.runtime.workspace import write_atomically
 
@@ -61,7 +67,9 @@ def read_folder(folder: Path) -> tuple[Format, SavedModel]:
     for format in FORMATS:
         if format.model_type == kind:
             try:
-                return format, format.model(config)
+                model = format.model(config)
+                fields = model.config | {"ffn_hidden_size": ffn_of_dense_layers(model.config)}
+                return format, SavedModel(fields, model.embedding)
             except KeyError as error:
                 raise CheckpointError(f"{folder / CONFIG} does not say {error}: copy the folder anew") from error
     raise Unsupported(f"{folder} holds a model of the type {kind}, and those that are read are {_names()}")

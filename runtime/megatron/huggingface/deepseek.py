@@ -127,9 +127,8 @@ def _model(config: Json) -> SavedModel:
         "moe_router_group_topk": of if groups > 1 else None,
         "moe_router_enable_expert_bias": True,
     }
-    return SavedModel(
-        {name: value for name, value in fields.items() if value is not None or name == "softmax_scale"}, embedding
-    )
+    kept = ("softmax_scale", "q_lora_rank")  # whose None says something
+    return SavedModel({name: value for name, value in fields.items() if value is not None or name in kept}, embedding)
 
 
 def _rules(model: SavedModel) -> Iterator[Rule]:
