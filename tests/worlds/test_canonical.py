@@ -48,7 +48,9 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 
 def test_any_layout_loads_it_and_writes_the_same(tmp_path: Path, files: ModelFiles) -> None:
     losses, state = {}, {}
-    llama, gpt, qwen = families = [Case(tied=True), Case(family="gpt"), Case(family="qwen", bf16=True)]
+    llama, gpt, qwen = Case(tied=True), Case(family="gpt"), Case(family="qwen", bf16=True)
+    mixtral, deepseek = Case(family="mixtral"), Case(family="deepseek", tied=True)
+    families = [llama, gpt, qwen, mixtral, deepseek]
     for case in families:
         losses[case.family], state[case.family] = one_process(case, tmp_path / case.family, files)
         assert same(load_file(tmp_path / case.family / WEIGHTS), state[case.family])
@@ -69,6 +71,9 @@ def test_any_layout_loads_it_and_writes_the_same(tmp_path: Path, files: ModelFil
         check(replace(llama, tensor=2, context=2))
         check(replace(gpt, tensor=2, pipeline=2))
         check(replace(qwen, data=2, tensor=2))
+        check(replace(mixtral, tensor=2, data=2, expert=2, expert_tensor=2))
+        check(replace(mixtral, pipeline=2, virtual_pipeline=2, data=2, expert=2))
+        check(replace(deepseek, tensor=2, pipeline=2, expert=2))
 
     run_world(4, work)
 
