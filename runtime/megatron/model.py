@@ -130,14 +130,14 @@ def _build_chunks(
         raise Unsupported(f"embedding.positions={embedding.positions!r} is unknown: write {names}")
     config, virtual = literals.model, literals.model.virtual_pipeline_model_parallel_size
     numbers: list[int | None] = list(range(virtual)) if virtual else [None]
-    chunks = tuple(_build_chunk(literals, embedding, number).to(platform.device) for number in numbers)
+    chunks = tuple(build_chunk(literals, embedding, number).to(platform.device) for number in numbers)
     mark_experts(chunks)
     if config.bf16 or config.fp16:
         return chunks, tuple(Float16Module(config, chunk) for chunk in chunks)
     return chunks, chunks
 
 
-def _build_chunk(literals: Literals, embedding: Embedding, number: int | None) -> Any:
+def build_chunk(literals: Literals, embedding: Embedding, number: int | None) -> Any:
     """The GPTModel of a virtual stage, counted from 0; None without interleaving."""
     rope = embedding.positions == "rope"
     chunk = GPT(

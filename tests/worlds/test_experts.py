@@ -6,7 +6,7 @@ Nothing is dropped: an expert takes all tokens that are sent to it.
 import pytest
 from world_support import LAYOUT_OPTIONS, Case, Record, run_cases, run_reference
 
-STEPS = 5
+STEPS = 4
 
 WHOLE = {"distributed_optimizer": False}  # the buffer holds whole gradients, so those of step 1 are compared
 ALLGATHER = (("moe_token_dispatcher_type", "allgather"),)
