@@ -116,11 +116,7 @@ def build_training_stream(
     files = [IndexedDataset(prefix) for prefix in prefixes]
     num_tokens = [int(file.sequence_lengths.sum()) for file in files]
     for source, count in zip(sources, num_tokens, strict=True):
-        if count < sequence_length + 1:
-            raise DataError(
-                f"source {source!r} has {count} training tokens; one sequence takes {sequence_length} + 1 = "
-                f"{sequence_length + 1}. Give it more text, or set a shorter model.context_length"
-            )
+        check_length(source, count, sequence_length)
     shares = [float(value) for value in (num_tokens if weights is None else weights)]
     shares = [share / sum(shares) for share in shares]
     num_samples = batches.before(steps)
@@ -147,6 +143,15 @@ def build_training_stream(
     if torch.distributed.get_rank() == 0:
         write_json(cache / "complete.json", request)
     return TrainingStream(whole, batches)
+
+
+def check_length(source: str, num_tokens: int, sequence_length: int) -> None:
+    """Raise DataError where the training tokens of a source are not one sequence."""
+    if num_tokens < sequence_length + 1:
+        raise DataError(
+            f"source {source!r} has {num_tokens} training tokens; one sequence takes {sequence_length} + 1 = "
+            f"{sequence_length + 1}. Give it more text, or set a shorter model.context_length"
+        )
 
 
 def _build(kind: type, *arguments: Any) -> Any:

@@ -11,11 +11,11 @@ from typing import Any
 import torch.distributed as dist
 from tokenizers import Tokenizer
 
-from trainwright.runtime.errors import DataError, Unsupported
+from trainwright.runtime.errors import Unsupported
 from trainwright.runtime.megatron import generate
 from trainwright.runtime.megatron.batches import Batches, Ramp
 from trainwright.runtime.megatron.checkpoint import Identity, ModelFiles
-from trainwright.runtime.megatron.data import build_training_stream
+from trainwright.runtime.megatron.data import build_training_stream, check_length
 from trainwright.runtime.megatron.losses import text_loss
 from trainwright.runtime.megatron.model import Embedding, Model
 from trainwright.runtime.megatron.parallel import Parallel, check_batch, data_rank
@@ -27,6 +27,7 @@ from trainwright.runtime.stages import stage_verb
 from trainwright.runtime.stages.corpus import read_summary
 from trainwright.runtime.stages.heldout import HeldOutText
 from trainwright.runtime.stages.split import SPLIT_FILE
+from trainwright.runtime.stages.token_files import TokenFiles
 from trainwright.runtime.stages.training import Checkpoint, Session, Work, open_model, resume
 from trainwright.runtime.workspace import Workspace, open_workspace
 
@@ -90,8 +91,8 @@ def run(
     text = HeldOutText(tokens.output, read_summary(tokens), data.sources)
     for name in (data.tokenizer, data.split):
         read_summary(workspace.stage(name))
-    _check_text(text, embedding, validation)
-    _check_baseline(validation)
+    _check_data(workspace, data, text, embedding)
+    _check_baseline(text, validation)
     batches = Batches(data.global_batch, data.ramp)
     for size in batches.sizes:
         name = "global_batch" if size == data.global_batch else "the ramp's global batch of"
@@ -172,19 +173,18 @@ def _sample(
     return written
 
 
-def _check_text(text: HeldOutText, embedding: Embedding, validation: Validation) -> None:
-    vocab_size = text.summary["vocab_size"]
-    if vocab_size > embedding.vocab_size:
-        raise DataError(
-            f"the tokenizer has {vocab_size} tokens, and the model's vocab_size is {embedding.vocab_size}: an edited program? "
-            "make them the same"
-        )
-    text.check_baseline(validation.baseline)
+def _check_data(workspace: Workspace, data: Data, text: HeldOutText, embedding: Embedding) -> None:
+    files = TokenFiles(data.inputs, text.folder, text.summary)
+    tokenizer = workspace.stage(data.tokenizer).output / "tokenizer.json"
+    files.check(data.sources, vocab_size=embedding.vocab_size, tokenizer=tokenizer)
+    for source in data.sources:
+        check_length(source, text.summary["tokens"]["train"][source], embedding.sequence_length)
 
 
-def _check_baseline(validation: Validation) -> None:
+def _check_baseline(text: HeldOutText, validation: Validation) -> None:
     if validation.baseline not in ("bigram", "none"):
         raise Unsupported(f"validation.baseline={validation.baseline!r} is unknown: write 'bigram' or 'none'")
+    text.check_baseline(validation.baseline)
 
 
 def _identify_inputs(workspace: Workspace, data: Data) -> str:

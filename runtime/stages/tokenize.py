@@ -15,6 +15,7 @@ from trainwright.runtime.errors import DataError
 from trainwright.runtime.megatron.data import TokenFile, index_cache, token_dtype
 from trainwright.runtime.stages import stage_verb
 from trainwright.runtime.stages.corpus import END_OF_TEXT, SPLITS, document_file, read_summary, read_texts
+from trainwright.runtime.stages.token_files import tokenizer_id
 from trainwright.runtime.workspace import Progress, open_workspace, write_json
 
 BATCH_CHARACTERS = 4_000_000  # enough for every thread of the encoder, little enough to hold
@@ -32,10 +33,11 @@ def run(*, stage: str, inputs: str, tokenizer: str) -> None:
     read_summary(tokenizer_folder)
     if not sum(counts["train"].values()):
         raise DataError(f"the train split of stage {inputs!r} is empty: there is nothing to train on")
-    encoder = load_encoder(tokenizer_folder.output / "tokenizer.json")
+    tokenizer_file = tokenizer_folder.output / "tokenizer.json"
+    encoder = load_encoder(tokenizer_file)
     end_of_text = encoder.token_to_id(END_OF_TEXT)
     if end_of_text is None:
-        raise DataError(f"{tokenizer_folder.output / 'tokenizer.json'} has no token {END_OF_TEXT}")
+        raise DataError(f"{tokenizer_file} has no token {END_OF_TEXT}")
     for path in (folder.output, index_cache(folder.output)):
         shutil.rmtree(path, ignore_errors=True)
 
@@ -69,6 +71,7 @@ def run(*, stage: str, inputs: str, tokenizer: str) -> None:
         "documents": counts,
         "end_of_text": end_of_text,
         "vocab_size": encoder.get_vocab_size(),
+        "tokenizer": tokenizer_id(tokenizer_file),
         "token_dtype": token_dtype(encoder.get_vocab_size()).__name__,
     }
     write_json(folder.summary, summary)

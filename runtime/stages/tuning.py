@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from tokenizers import Tokenizer
 
 from trainwright.runtime.errors import DataError, Unsupported
 from trainwright.runtime.megatron.checkpoint import IDENTITY, Identity, ModelFiles, files_of, find_model, load_weights
@@ -188,11 +189,13 @@ def open_tuning(
     embedding: Embedding,
     training: Training,
 ) -> Tuning:
-    """Find the model of `initial` and open the stage. Raises CheckpointError, Unsupported."""
+    """Find the model of `initial` and open the stage. Raises CheckpointError, DataError, Unsupported."""
     begin = find_model(workspace, initial)
     if training.epochs < 1:
         raise Unsupported(f"epochs {training.epochs} is below 1")
     check_batch(parallel, global_batch=training.global_batch, micro_batch=training.micro_batch)
+    given = files_of(begin)
+    _check_vocabulary(given, embedding)
     opened = open_model(
         parallel=parallel,
         seed=seed,
@@ -203,7 +206,16 @@ def open_tuning(
         layer_spec=layer_spec,
         embedding=embedding,
     )
-    return Tuning(workspace, workspace.stage(stage), begin, files_of(begin), opened, training, seed)
+    return Tuning(workspace, workspace.stage(stage), begin, given, opened, training, seed)
+
+
+def _check_vocabulary(given: ModelFiles, embedding: Embedding) -> None:
+    held = Tokenizer.from_file(str(given.tokenizer)).get_vocab_size()
+    if held > embedding.vocab_size:
+        raise DataError(
+            f"{given.tokenizer} has {held} tokens, and the model's vocab_size is {embedding.vocab_size}: start from a checkpoint "
+            "of this model"
+        )
 
 
 def split_rule(tuning: Tuning, held: Held) -> SplitRule:
