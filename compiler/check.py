@@ -8,6 +8,7 @@ from trainwright.compiler.layout_rules import Terms, list_violations
 from trainwright.compiler.metrics import list_metrics
 from trainwright.compiler.plan import Plan, decided_leaves
 from trainwright.compiler.plan_stages import Reinforced, Tuned
+from trainwright.compiler.ramp import batch_unit
 
 
 def check_plan(plan: Plan) -> list[str]:
@@ -16,6 +17,7 @@ def check_plan(plan: Plan) -> list[str]:
         shape=plan.shape,
         context_length=plan.training.context_length,
         global_batch=plan.training.global_batch,
+        batch_unit=batch_unit(plan.training),
         nodes=plan.cluster.nodes,
         devices_per_node=plan.cluster.devices_per_node,
     )
@@ -49,6 +51,10 @@ def _whole_plan(plan: Plan) -> list[str]:
     if not 0 <= training.min_learning_rate <= training.learning_rate:
         problems.append(
             f"min_learning_rate: {training.min_learning_rate} must be between 0 and learning_rate {training.learning_rate}"
+        )
+    if training.balancing == "bias" and not plan.shape.router_bias:
+        problems.append(
+            f"balancing: bias moves the bias of the routers, and those of {plan.shape.family} have none: take aux_loss or none"
         )
     problems += _tuning(plan) + _gates(plan)
     problems += [f"reasons: {path} has none" for path, _ in decided_leaves(plan) if path not in plan.reasons]

@@ -89,6 +89,7 @@ class _Literals:
     router_z_loss: float | None
     balancing: str
     fp8: bool
+    output_multiplier: float
 
 
 def emit_bundle(plan: Plan) -> Bundle:
@@ -248,6 +249,8 @@ def _needs_by_kind(plan: Plan, stage: StagePlan) -> dict[str, str]:
 def _literals(plan: Plan, layout: Layout) -> _Literals:
     shape, training = plan.shape, plan.training
     balancing = _BALANCING[training.balancing]
+    if training.balancing == "bias" and training.aux_loss:  # DeepSeek-V3's, beside a small loss within each sequence
+        balancing = "seq_aux_loss"
     return _Literals(
         fast_gelu=shape.activation == "gelu_tanh",
         config="MLATransformerConfig" if shape.kv_lora_rank else "TransformerConfig",
@@ -268,6 +271,7 @@ def _literals(plan: Plan, layout: Layout) -> _Literals:
         router_z_loss=training.router_z_loss or None,
         balancing=balancing,
         fp8=plan.kernels.fp8 != "none",
+        output_multiplier=1.0 / training.mup_width,
     )
 
 

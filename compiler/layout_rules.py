@@ -23,6 +23,7 @@ class Terms:
     global_batch: int  # sequences a step
     nodes: int
     devices_per_node: int
+    batch_unit: int = 0  # sequences of which every batch is a multiple, where it grows; 0: it does not
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,14 @@ RULES: tuple[Rule, ...] = (
         lambda terms, row: (
             f"micro_batch {row.micro_batch} x micro_batches {row.micro_batches} x data {row.data} = "
             f"{row.micro_batch * row.micro_batches * row.data} sequences, but global_batch is {terms.global_batch}"
+        ),
+    ),
+    Rule(
+        "ramp",
+        lambda terms, rows: terms.batch_unit % (rows.micro_batch * rows.data) == 0,
+        lambda terms, row: (
+            f"every batch of the ramp is a multiple of {terms.batch_unit} sequences, which micro_batch {row.micro_batch} x data"
+            f" {row.data} = {row.micro_batch * row.data} must divide: take a training.ramp of larger start and increment"
         ),
     ),
     Rule(

@@ -70,6 +70,22 @@ class ResolvedData:
     test_fraction: Range
 
 
+# Settings of `training` that most runs leave alone.
+FURTHER_TRAINING = (
+    *("undecayed", "hidden_dropout", "attention_dropout", "z_loss", "balancing", "aux_loss", "bias_rate"),
+    *("router_z_loss", "mtp_loss"),
+)
+
+
+@dataclass(frozen=True)
+class StatedRamp:
+    """A batch that grows: sequences, and the tokens over which it does."""
+
+    start: int
+    increment: int
+    tokens: float
+
+
 @dataclass(frozen=True)
 class ResolvedTraining:
     global_batch_unit: str  # "tokens" | "sequences"
@@ -87,6 +103,9 @@ class ResolvedTraining:
     epsilon: Range
     clip_grad: Range
     init_std: Range
+    optimizer: str  # "adam" | "lion" | "muon"; "adam" where absent
+    further: Mapping[str, Any]  # stated settings of FURTHER_TRAINING
+    ramp: tuple[StatedRamp, ...]  # one when stated, else empty
 
 
 @dataclass(frozen=True)
@@ -385,7 +404,7 @@ def _training(spec: Spec) -> ResolvedTraining:
         global_batch=open_range(given.global_batch, "batch"),
         learning_rate=open_range(given.learning_rate, "learning_rate"),
         min_learning_rate=open_range(given.min_learning_rate, "min_learning_rate"),
-        schedule=open_choice(given.schedule, ("cosine", "wsd", "constant")),
+        schedule=open_choice(given.schedule, ("cosine", "linear", "wsd", "constant")),
         warmup_unit=given.warmup.kind if given.warmup is not None else "fraction",
         warmup=open_range(given.warmup, "fraction"),
         decay_unit=given.decay.kind if given.decay is not None else "fraction",
@@ -396,6 +415,11 @@ def _training(spec: Spec) -> ResolvedTraining:
         epsilon=open_range(given.epsilon, "positive"),
         clip_grad=open_range(given.clip_grad, "positive"),
         init_std=open_range(given.init_std, "positive"),
+        optimizer="adam" if given.optimizer in (None, "adamw") else given.optimizer,
+        further={name: value for name in FURTHER_TRAINING if (value := getattr(given, name)) is not None},
+        ramp=()
+        if given.ramp is None
+        else (StatedRamp(given.ramp.start, given.ramp.increment, given.ramp.tokens.amount),),
     )
 
 

@@ -172,6 +172,14 @@ class DataSpec(Section):
     )
 
 
+class RampSpec(Section):
+    """A batch that grows."""
+
+    start: int = Field(ge=1, le=10_000_000, description="its first size (sequences)")
+    increment: int = Field(ge=1, le=10_000_000, description="by how much it grows each time (sequences)")
+    tokens: Tokens = Field(description="tokens over which it grows, at equal distances (count)")
+
+
 class TrainingSpec(Section):
     """How the optimizer goes; what is absent comes from published laws and customs."""
 
@@ -180,7 +188,11 @@ class TrainingSpec(Section):
     min_learning_rate: float | None = Field(
         default=None, ge=0, le=10, description="learning rate at the end (per step)"
     )
-    schedule: Literal["cosine", "wsd", "constant"] | None = Field(
+    optimizer: Literal["adamw", "lion", "muon"] | None = Field(
+        default=None,
+        description="rule of the updates; absent: adamw; muon needs a package for Python 3.12 that the runtime cannot take yet",
+    )
+    schedule: Literal["cosine", "linear", "wsd", "constant"] | None = Field(
         default=None,
         description="course of the learning rate after warm-up; wsd: constant, then a decay at the end; absent: cosine",
     )
@@ -191,6 +203,9 @@ class TrainingSpec(Section):
     weight_decay: float | None = Field(
         default=None, ge=0, le=10, description="decoupled weight decay of AdamW (per step, times the learning rate)"
     )
+    undecayed: Annotated[tuple[Literal["biases", "norms", "embeddings"], ...], Field(strict=False)] | None = Field(
+        default=None, description="parameters without weight decay; absent: biases and norms"
+    )
     beta1: float | None = Field(default=None, ge=0, lt=1, description="decay of Adam's first moment (per step)")
     beta2: float | None = Field(default=None, ge=0, lt=1, description="decay of Adam's second moment (per step)")
     epsilon: float | None = Field(default=None, gt=0, le=1, description="Adam's epsilon (in units of the gradient)")
@@ -198,6 +213,33 @@ class TrainingSpec(Section):
         default=None, gt=0, le=1e6, description="largest global norm of the gradient (in units of the gradient)"
     )
     init_std: float | None = Field(default=None, gt=0, le=10, description="standard deviation of the initial weights")
+    hidden_dropout: float | None = Field(
+        default=None, ge=0, lt=1, description="share of a layer's output that is dropped; absent: 0"
+    )
+    attention_dropout: float | None = Field(
+        default=None, ge=0, lt=1, description="share of the attention's weights that is dropped; absent: 0"
+    )
+    z_loss: float | None = Field(
+        default=None, ge=0, le=1, description="weight of the squared log of the softmax's normaliser; absent: 0"
+    )
+    balancing: Literal["none", "aux_loss", "seq_aux_loss", "bias"] | None = Field(
+        default=None, description="how the experts of a mixture are kept busy; absent: as the family's"
+    )
+    aux_loss: float | None = Field(
+        default=None, ge=0, le=10, description="weight of the loss that balances experts; absent: the family's"
+    )
+    bias_rate: float | None = Field(
+        default=None, ge=0, le=1, description="step of the bias by which a router balances experts; absent: 0.001"
+    )
+    router_z_loss: float | None = Field(
+        default=None, ge=0, le=1, description="as z_loss, of the routers of a mixture; absent: 0"
+    )
+    mtp_loss: float | None = Field(
+        default=None, ge=0, le=10, description="weight of the loss of multi-token prediction; absent: 0.3"
+    )
+    ramp: RampSpec | None = Field(
+        default=None, description="a batch that grows up to global_batch; absent: it does not"
+    )
 
 
 class ComputeSpec(Section):

@@ -371,16 +371,23 @@ SHAPE = "model.shape={{num_layers: 12, hidden_size: {0}, ffn_hidden_size: {1}, n
 
 def test_mup_halves_the_rate_at_twice_the_width() -> None:
     at = {width: plan_of("model.size=", SHAPE.format(width, 3 * width), *MUP).training for width in (256, 512, 1024)}
-    assert [at[width].learning_rate for width in at] == pytest.approx([0.008, 0.004, 0.002])
-    assert [at[width].init_std for width in at] == pytest.approx([0.02, 0.02 / math.sqrt(2), 0.01], rel=1e-5)
+    for (
+        width,
+        training,
+    ) in at.items():  # the program divides matrices' rates by the width, and their deviations by its root
+        assert (training.learning_rate, training.init_std, training.mup_width) == (0.008, 0.02, width / 256)
+        program = (
+            emit_bundle(plan_of("model.size=", SHAPE.format(width, 3 * width), *MUP)).files["05_pretrain.py"].decode()
+        )
+        assert f"width={width / 256!r}," in program
+        assert f"output_multiplier={256 / width!r}," in program
 
 
-def test_mup_says_what_the_program_leaves_out() -> None:
+def test_mup_says_what_is_divided_by_the_width() -> None:
     plan = plan_of("model.size=", SHAPE.format(1024, 4096), *MUP)
-    [warning] = [warning for warning in plan.estimates.warnings if "muP" in warning]
-    for part in ("one rate for all parameters", "no multiplier 1 / width", "1 / sqrt(head_dim)"):
-        assert part in warning
-    assert "0.008 of the base run / (hidden_size 1024 / 256 = 4) = 0.002" in why(plan, "learning_rate")
+    assert "0.008 of the base run, which hidden matrices divide by hidden_size 1024 / 256 = 4" in why(
+        plan, "learning_rate"
+    )
     assert not [warning for warning in plan.estimates.warnings if "learning rate is a guess" in warning]
 
 

@@ -11,7 +11,7 @@ import math
 from trainwright.compiler.check import check_plan
 from trainwright.compiler.choose.assemble import assemble_plan
 from trainwright.compiler.choose.candidate import Candidate, need_of
-from trainwright.compiler.choose.kernels import fuses_activation
+from trainwright.compiler.choose.kernels import fuses_activation, gradient_bytes
 from trainwright.compiler.choose.layout import choose_layout
 from trainwright.compiler.choose.ledger import Ledger
 from trainwright.compiler.choose.limits import depends_on_layout, exceeded, place, require_limits
@@ -25,6 +25,7 @@ from trainwright.compiler.errors import IllegalPlanError, InfeasibleError
 from trainwright.compiler.estimate.layouts import Workload
 from trainwright.compiler.estimate.params import count_parameters
 from trainwright.compiler.plan import Plan, Round, Shape, round_leaf
+from trainwright.compiler.ramp import batch_unit
 from trainwright.compiler.resolve import ResolvedSpec
 
 # Of the peak, before the first layout is known.
@@ -101,9 +102,11 @@ def _choose(spec: ResolvedSpec, variants: tuple[Variant, ...], flops_per_s: floa
         nodes=spec.compute.nodes,
         fused_activation=fuses_activation(shape, cuda),
         overlap=cuda,
+        optimizer=training.optimizer,
+        gradient_bytes=gradient_bytes(spec.layout),
     )
     try:
-        layouts = choose_layout(workload, training.global_batch, spec.layout)
+        layouts = choose_layout(workload, training.global_batch, spec.layout, batch_unit(training))
     except InfeasibleError as error:
         why = (
             f"\nthe size was chosen: {sizing.parameters.text}; model.size states it" if spec.model.size_is_open else ""

@@ -32,6 +32,7 @@ def assemble_plan(spec: ResolvedSpec, chosen: Candidate, rounds: tuple[Round, ..
         ledger,
         cuda=compute.device.kind == "cuda",
         layer_spec=spec.layout.layer_spec.values[0],
+        fp32_gradients=chosen.workload.gradient_bytes == 4,
         precision=chosen.training.precision,
         shape=chosen.shape,
         layout=layout,

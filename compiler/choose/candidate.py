@@ -11,6 +11,7 @@ from trainwright.compiler.choose.variants import Variant
 from trainwright.compiler.estimate.flops import model_flops_per_token
 from trainwright.compiler.estimate.layouts import Workload
 from trainwright.compiler.plan import Shape, Training
+from trainwright.compiler.ramp import trained_tokens, whole_steps
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Candidate:
 
     @property
     def trained_tokens(self) -> int:
-        """Whole steps."""
-        return self.training.steps * self.training.tokens_per_step
+        """Tokens of all steps."""
+        return trained_tokens(self.training)
 
     @property
     def need(self) -> Need:
@@ -55,8 +56,8 @@ def need_of(shape: Shape, training: Training, question: Question, step_s: float 
     """What a run takes; without the time of a step, in FLOPs alone."""
     each = model_flops_per_token(shape, training.context_length)
     return Need(
-        steps=training.steps,
+        steps=whole_steps(training),
         step_s=step_s,
-        training_flops=each * training.steps * training.tokens_per_step,
+        training_flops=each * trained_tokens(training),
         inference_flops=FORWARD_SHARE * each * question.inference_tokens,
     )

@@ -29,6 +29,7 @@ from trainwright.compiler.plan import (
     round_leaf,
 )
 from trainwright.compiler.plan_stages import Dpo, Ppo, Reinforced, Reward, Sft, StagePlan, Tuned
+from trainwright.compiler.ramp import trained_tokens, whole_steps
 from trainwright.compiler.ranges import list_divisors
 from trainwright.compiler.resolve import ResolvedPower, ResolvedSpec
 from trainwright.compiler.units import format_count, format_quantity
@@ -122,14 +123,14 @@ def _stage(context: _Context, stage: StagePlan, tuned: Tuned | None) -> StageEst
 
 def _pretrain(context: _Context, stage: StagePlan) -> StageEstimate:
     before, training = context.before, context.before.training
-    tokens = float(training.steps * training.tokens_per_step)
+    tokens = float(trained_tokens(training))
     flops = tokens * model_flops_per_token(before.workload.shape, before.workload.context_length)
     text = (
         f"{training.steps:,} steps of {before.step_s:.3g} s, {before.mfu:.1%} of the peak in the planned layout; no validation,"
         " restarts or idle devices"
     )
     work = Work(tokens, 0.0, 0.0, flops, 0.0, 0.0)
-    return _estimate(context, stage, work, training.steps * before.step_s, 0.0, text)
+    return _estimate(context, stage, work, whole_steps(training) * before.step_s, 0.0, text)
 
 
 def _supervised(shape: Shape, tuned: Sft | Reward | Dpo) -> tuple[Work, str]:

@@ -17,7 +17,17 @@ USUAL: Mapping[str, Suggestion] = {
     "epsilon": Suggestion(1e-8, "AdamW's usual epsilon: GPT-3"),
     "clip_grad": Suggestion(1.0, "global norm 1.0: GPT-3, Llama 2 and 3"),
 }
+# Lion (Chen et al. 2023, arXiv 2302.06675, section 5): rates 3 to 10 times lower than AdamW's, weight decay as many times higher.
+LION_FACTOR = 5.0
+LION_BETA2 = Suggestion(0.99, "Lion (arXiv 2302.06675), section 5: 0.9 and 0.99")
 SCHEDULE = "cosine that ends with the tokens (Hoffmann et al. 2022, appendix B)"
+
+
+def suggest_lion_rate(adam: Suggestion) -> Suggestion:
+    """Lion's learning rate from AdamW's. Its weight decay follows from the rate: a step decays as much as AdamW's would."""
+    value = adam.value / LION_FACTOR
+    lower = f"Lion (arXiv 2302.06675), section 5: 3 to 10 times lower than AdamW's, here {LION_FACTOR:g}: {value:.4g}"
+    return Suggestion(value, f"{adam.text}; {lower}")
 
 
 def suggest_beta2(laws: Laws, run: Run, batch_tokens: float) -> Suggestion:

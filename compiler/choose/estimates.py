@@ -17,6 +17,7 @@ from trainwright.compiler.estimate.memory import estimate_memory
 from trainwright.compiler.estimate.params import count_active_parameters, count_as, count_parameters, pad_count
 from trainwright.compiler.estimate.step_time import estimate_step_time
 from trainwright.compiler.plan import Alternative, Cluster, Estimates, Round, round_leaf
+from trainwright.compiler.ramp import whole_steps
 from trainwright.compiler.resolve import ResolvedSpec
 
 
@@ -36,7 +37,7 @@ def make_estimates(
     step_s, tokens = float(time.total[0]), training.tokens_per_step
     parameters = count_parameters(shape, context)
     model_flops = model_flops_per_token(shape, context) * tokens
-    cost = estimate_cost(training.steps * step_s, workload.devices, rates_of(cluster))
+    cost = estimate_cost(whole_steps(training) * step_s, workload.devices, rates_of(cluster))
     mfu = estimate_mfu(model_flops, step_s, workload.devices, workload.device.peak_flops_per_s[workload.precision])
     unique = spec.data.unique_tokens if math.isfinite(spec.data.unique_tokens) else 0.0
     law, question = chosen.variant.law, chosen.question

@@ -27,6 +27,7 @@ from trainwright.compiler.laws.rates import (
     weight_decay,
 )
 from trainwright.compiler.plan import Shape, Training
+from trainwright.compiler.ramp import trained_tokens
 from trainwright.compiler.resolve import MupBase, ResolvedScaling
 from trainwright.compiler.units import format_quantity
 
@@ -122,23 +123,24 @@ def suggest_learning_rate(law: HyperparameterLaw, run: Run, batch_tokens: float)
 
 
 def transfer_learning_rate(base: MupBase, hidden_size: int, run: Run) -> Suggestion:
-    """muP: the rate of hidden matrices falls with the width (Yang et al. 2022, arXiv 2203.03466, table 8)."""
+    """muP: the base run's rate, which the program divides by the width for hidden matrices (Yang et al. 2022, arXiv 2203.03466,
+    table 8)."""
     multiple = hidden_size / base.hidden_size
-    value = base.learning_rate / multiple
+    value = base.learning_rate
     return Suggestion(
         value,
-        f"muP: {base.learning_rate:g} of the base run / (hidden_size {hidden_size} / {base.hidden_size} = {multiple:.4g}) = "
-        f"{value:.4g}; it transfers over width alone: the base run has this depth, batch and number of tokens; others: "
+        f"muP: {value:g} of the base run, which hidden matrices divide by hidden_size {hidden_size} / {base.hidden_size} = "
+        f"{multiple:.4g}; it transfers over width alone: the base run has this depth, batch and number of tokens; others: "
         f"{_range(_rates(run), MUP, '.2g')}",
     )
 
 
 def transfer_init_std(base: MupBase, hidden_size: int) -> Suggestion:
-    """muP: the variance of hidden matrices falls with the width."""
-    multiple = hidden_size / base.hidden_size
-    value = base.init_std / math.sqrt(multiple)
+    """muP: the base run's, which the program divides by the root of the width for hidden matrices."""
+    value = base.init_std
     return Suggestion(
-        value, f"muP: {base.init_std:g} of the base run / sqrt({hidden_size} / {base.hidden_size}) = {value:.4g}"
+        value,
+        f"muP: {value:g} of the base run, which hidden matrices divide by sqrt({hidden_size} / {base.hidden_size})",
     )
 
 
@@ -160,7 +162,7 @@ def suggest_weight_decay(run: Run, batch_tokens: float, learning_rate: float) ->
 
 def price_batch(scaling: ResolvedScaling, shape: Shape, training: Training) -> BatchPrice:
     """What the global batch costs beside the law's own, by kaplan2020's critical batch."""
-    run = describe_run(shape, training.context_length, training.steps * training.tokens_per_step)
+    run = describe_run(shape, training.context_length, trained_tokens(training))
     law = choose_laws(scaling).batch
     if law.name == CRITICAL_BATCH_LAW:  # it is no best batch, but the one that costs twice the least tokens
         law = find_hyperparameter_law(DEFAULT_LAW)
@@ -201,12 +203,6 @@ def warn_of_laws(laws: Laws, run: Run, batch_tokens: float, *, rate: bool, batch
         for name, what in used.items()
         if (outside := _outside(find_hyperparameter_law(name), run))
     ]
-    if laws.base:
-        warnings.append(
-            "muP in part: the program has one rate for all parameters, so embeddings, norms and biases, whose rate muP keeps, "
-            "get that of the matrices too; the output layer has no multiplier 1 / width, and attention is scaled by "
-            "1 / sqrt(head_dim), not 1 / head_dim: check the transfer at a width between"
-        )
     own = _own_batch(laws.rate, run)
     if rate and not laws.base and not batch and 2 * batch_tokens < own:
         fixed = find_hyperparameter_law("bjorck2024")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from trainwright.compiler.choose.ledger import Ledger
 from trainwright.compiler.plan import Kernels, Layout, Shape
+from trainwright.compiler.resolve import ResolvedLayout
 
 KEEP_CHECKPOINTS = 3
 SAVE_EVERY_S = 1800.0  # half an hour of work is lost at most when a run is killed
@@ -27,6 +28,11 @@ def fuses_activation(shape: Shape, cuda: bool) -> bool:
     return cuda and ((shape.activation == "silu" and shape.gated) or (shape.activation == "gelu" and shape.linear_bias))
 
 
+def gradient_bytes(open_layout: ResolvedLayout) -> int:
+    """Bytes of a gradient where it is summed: fp32 unless bf16 is pinned."""
+    return 4 if open_layout.gradient_dtype.pick("fp32") == "fp32" else 2
+
+
 def choose_cadence(steps: int, global_batch: int, num_sources: int) -> Cadence:
     """At least VALIDATIONS validations (fewer in a run of fewer steps) that take SHARE_OF_VALIDATION of the training together.
 
@@ -45,6 +51,7 @@ def choose_kernels(
     *,
     cuda: bool,
     layer_spec: str,
+    fp32_gradients: bool,
     precision: str,
     shape: Shape,
     layout: Layout,
@@ -71,8 +78,12 @@ def choose_kernels(
             "kernels.params_dtype", "bfloat16" if bf16 else "float32", "derived", f"training.precision is {precision}"
         ),
         bf16=note("bf16", bf16, "training.precision is bf16: fp32 master weights beside", "training.precision is fp32"),
-        grad_reduce_in_fp32=note(
-            "grad_reduce_in_fp32", True, "sums over many micro-batches and ranks lose bits in bf16"
+        grad_reduce_in_fp32=ledger.note(
+            "kernels.grad_reduce_in_fp32",
+            fp32_gradients,
+            "derived",
+            "sums over many micro-batches and ranks lose bits in bf16",
+            pin="layout.gradient_dtype",
         ),
         overlap_grad_reduce=note("overlap_grad_reduce", overlap, _overlap(cuda, layout.data)),
         overlap_param_gather=note(

@@ -47,8 +47,11 @@ class LayoutChoice:
     reasons: Mapping[str, Reason]  # by plan path: "layout.tensor"; the caller replaces those that the user pinned
 
 
-def choose_layout(workload: Workload, global_batch: int, open_layout: ResolvedLayout) -> LayoutChoice:
-    """The fastest legal layout that fits. `global_batch` in sequences.
+def choose_layout(
+    workload: Workload, global_batch: int, open_layout: ResolvedLayout, batch_unit: int = 0
+) -> LayoutChoice:
+    """The fastest legal layout that fits. `global_batch` in sequences; `batch_unit`: of which every batch is a multiple where it
+    grows.
 
     Raises InfeasibleError when nothing is legal or nothing fits: which limit, and by how much the nearest candidate misses it.
     """
@@ -56,6 +59,7 @@ def choose_layout(workload: Workload, global_batch: int, open_layout: ResolvedLa
         shape=workload.shape,
         context_length=workload.context_length,
         global_batch=global_batch,
+        batch_unit=batch_unit,
         nodes=workload.nodes,
         devices_per_node=workload.devices_per_node,
     )

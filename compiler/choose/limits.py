@@ -78,7 +78,7 @@ def depends_on_layout(spec: ResolvedSpec) -> bool:
 class Need:
     """What a run takes: training, and inference at the same utilisation."""
 
-    steps: int
+    steps: float  # of the whole batch
     step_s: float  # nan: not known yet
     training_flops: float
     inference_flops: float

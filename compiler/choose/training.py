@@ -1,14 +1,18 @@
 """The training section of a plan: batch, steps, learning rate and their companions; pins first, then laws, then customs."""
 
+import math
+from dataclasses import replace
 from typing import TypeVar
 
 from trainwright.compiler.choose.batch import batch_units, choose_global_batch
 from trainwright.compiler.choose.customs import (
+    LION_BETA2,
     SCHEDULE,
     USUAL,
     suggest_beta2,
     suggest_decay_steps,
     suggest_init_std,
+    suggest_lion_rate,
     suggest_min_learning_rate,
     suggest_warmup_steps,
 )
@@ -30,6 +34,7 @@ from trainwright.compiler.choose.limits import limits_of, place
 from trainwright.compiler.errors import IllegalPlanError
 from trainwright.compiler.laws.rates import Run
 from trainwright.compiler.plan import Shape, Training, Validation
+from trainwright.compiler.ramp import ramped_steps, trained_tokens
 from trainwright.compiler.ranges import Range
 from trainwright.compiler.resolve import ResolvedSpec
 from trainwright.compiler.units import format_count
@@ -56,12 +61,7 @@ def choose_training(
     tokens_per_step = ledger.note(
         "training.tokens_per_step", global_batch * context, "derived", f"{global_batch} sequences x {context} tokens"
     )
-    steps = ledger.note(
-        "training.steps",
-        _steps(spec, tokens, tokens_per_step),
-        "derived",
-        f"{tokens:,} tokens / {tokens_per_step:,} a step",
-    )
+    steps = _steps(spec, tokens, tokens_per_step)
 
     def number(name: str, suggestion: Suggestion, allowed: Range, kind: str = "default") -> float:
         return ledger.note(
@@ -72,7 +72,8 @@ def choose_training(
     custom = f"{spec.model.family.name}: {spec.model.family.source}" if shape.num_experts else "a dense model"
 
     def note(name: str, value: T, text: str) -> T:
-        return ledger.note(f"training.{name}", value, "default", text, pin=f"training.{name}")
+        stated: T = given.further.get(name, value)
+        return ledger.note(f"training.{name}", stated, "default", text, pin=f"training.{name}")
 
     if laws.base:
         peak, std = transfer_learning_rate(laws.base[0], shape.hidden_size, run), "law"
@@ -80,6 +81,9 @@ def choose_training(
     else:
         peak, std = suggest_learning_rate(laws.rate, run, tokens_per_step), "default"
         initial = suggest_init_std(shape.hidden_size)
+    optimizer = _optimizer(spec, ledger)
+    if optimizer == "lion":
+        peak = suggest_lion_rate(peak)
     rate = number("learning_rate", peak, given.learning_rate, "law")
     _require_floor(spec, rate)
     schedule = ledger.note(
@@ -98,7 +102,7 @@ def choose_training(
         global_batch=global_batch,
         tokens_per_step=tokens_per_step,
         steps=steps,
-        optimizer=ledger.note("training.optimizer", "adam", "default", "AdamW: GPT-3, Llama 2 and 3"),
+        optimizer=optimizer,
         learning_rate=rate,
         min_learning_rate=number(
             "min_learning_rate", suggest_min_learning_rate(rate, schedule), given.min_learning_rate, "derived"
@@ -115,15 +119,17 @@ def choose_training(
             else f"only wsd has a decay of its own; the schedule is {schedule}",
         ),
         beta1=number("beta1", USUAL["beta1"], given.beta1),
-        beta2=number("beta2", suggest_beta2(laws, run, tokens_per_step), given.beta2),
+        beta2=number(
+            "beta2", LION_BETA2 if optimizer == "lion" else suggest_beta2(laws, run, tokens_per_step), given.beta2
+        ),
         epsilon=number("epsilon", USUAL["epsilon"], given.epsilon),
         weight_decay=number(
             "weight_decay", suggest_weight_decay(run, tokens_per_step, rate), given.weight_decay, "law"
         ),
-        undecayed=_undecayed(ledger),
+        undecayed=_undecayed(ledger, given.further.get("undecayed")),
         clip_grad=number("clip_grad", USUAL["clip_grad"], given.clip_grad),
         init_std=number("init_std", initial, given.init_std, std),
-        mup_width=note("mup_width", 1.0, "no muP"),
+        mup_width=_mup_width(ledger, laws, shape),
         hidden_dropout=note("hidden_dropout", 0.0, NO_DROPOUT),
         attention_dropout=note("attention_dropout", 0.0, NO_DROPOUT),
         z_loss=note("z_loss", 0.0, "not asked for"),
@@ -142,16 +148,17 @@ def choose_training(
             if shape.mtp_layers
             else "no multi-token prediction",
         ),
-        ramp_start=note("ramp_start", 0, "not asked for"),
-        ramp_increment=note("ramp_increment", 0, "not asked for"),
-        ramp_sequences=note("ramp_sequences", 0, "not asked for"),
+        **_ramp(spec, ledger, global_batch, context),
         seed=ledger.note(
             "training.seed", int(spec.seed.clip(DEFAULT_SEED)), "default", "Megatron-LM's default", pin="seed"
         ),
     )
+    if training.ramp_start:
+        training = replace(training, steps=math.ceil(ramped_steps(training, steps)))
+    ledger.note("training.steps", None, "derived", _why_steps(training, tokens))
     rate_is_ours, batch_is_ours = not given.learning_rate.pinned, not given.global_batch.pinned
     warnings = warn_of_laws(laws, run, tokens_per_step, rate=rate_is_ours, batch=batch_is_ours)
-    trained = steps * tokens_per_step
+    trained = trained_tokens(training)
     if abs(trained / tokens - 1) > ROUNDING_WORTH_A_WARNING:
         warnings.append(
             f"{tokens:,} tokens are {tokens / tokens_per_step:.3g} steps of {tokens_per_step:,}: whole steps train {trained:,}"
@@ -188,10 +195,69 @@ def choose_validation(spec: ResolvedSpec, ledger: Ledger, training: Training) ->
     )
 
 
-def _undecayed(ledger: Ledger) -> tuple[str, ...]:
-    for index in range(len(UNDECAYED)):
-        ledger.note(f"training.undecayed[{index}]", None, "default", "Megatron-Core's custom, and GPT-3's")
-    return UNDECAYED
+def _optimizer(spec: ResolvedSpec, ledger: Ledger) -> str:
+    if spec.training.optimizer == "muon":
+        raise IllegalPlanError(
+            f"{place(spec, 'training.optimizer')}: muon needs the package emerging-optimizers, which wants Python 3.12, and"
+            " Megatron-Core 0.16, which runs on 3.11, has no other; take adamw or lion"
+        )
+    return ledger.note(
+        "training.optimizer",
+        spec.training.optimizer,
+        "default",
+        "AdamW: GPT-3, Llama 2 and 3",
+        pin="training.optimizer",
+    )
+
+
+def _undecayed(ledger: Ledger, stated: tuple[str, ...] | None) -> tuple[str, ...]:
+    undecayed = UNDECAYED if stated is None else stated
+    for index in range(len(undecayed)):
+        leaf = f"training.undecayed[{index}]"
+        ledger.note(leaf, None, "default", "Megatron-Core's custom, and GPT-3's", pin=leaf)
+    if not undecayed:
+        ledger.note("training.undecayed", None, "pinned", "", pin="training.undecayed")
+    return undecayed
+
+
+def _mup_width(ledger: Ledger, laws: Laws, shape: Shape) -> float:
+    if not laws.base:
+        return ledger.note("training.mup_width", 1.0, "default", "scaling.learning_rate is not mup")
+    base = laws.base[0].hidden_size
+    text = f"muP: hidden_size {shape.hidden_size} / {base} of the base run"
+    return ledger.note("training.mup_width", shape.hidden_size / base, "law", text)
+
+
+def _ramp(spec: ResolvedSpec, ledger: Ledger, global_batch: int, context: int) -> dict[str, int]:
+    """Raises IllegalPlanError for a ramp that does not lead to the global batch in whole increments."""
+    names = ("ramp_start", "ramp_increment", "ramp_sequences")
+    if not spec.training.ramp:
+        for name in names:
+            ledger.note(f"training.{name}", None, "default", "not asked for")
+        return dict.fromkeys(names, 0)
+    (stated,) = spec.training.ramp
+    sequences = max(1, round(stated.tokens / context))
+    if stated.start >= global_batch or (global_batch - stated.start) % stated.increment:
+        raise IllegalPlanError(
+            f"{place(spec, 'training.ramp.start')}: from {stated.start} sequences by {stated.increment} the batch does not come"
+            f" to global_batch {global_batch}: {global_batch} - {stated.start} = {global_batch - stated.start}, which must be a"
+            " multiple of increment above 0"
+        )
+    keys = ("start", "increment", "tokens")
+    values = (stated.start, stated.increment, sequences)
+    for name, key in zip(names, keys, strict=True):
+        detail = f"; {sequences:,} sequences of {context}" if key == "tokens" else ""
+        ledger.note(f"training.{name}", None, "pinned", "", pin=f"training.ramp.{key}", detail=detail)
+    return dict(zip(names, values, strict=True))
+
+
+def _why_steps(training: Training, tokens: int) -> str:
+    if training.ramp_start:
+        return (
+            f"{tokens:,} tokens, of which the first {training.ramp_sequences * training.context_length:,} in batches that grow"
+            f" from {training.ramp_start} sequences to {training.global_batch}, then {training.tokens_per_step:,} a step"
+        )
+    return f"{tokens:,} tokens / {training.tokens_per_step:,} a step"
 
 
 def _global_batch(spec: ResolvedSpec, ledger: Ledger, laws: Laws, run: Run, shape: Shape, context: int) -> int:

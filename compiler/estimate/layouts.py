@@ -4,7 +4,7 @@ One set of formulas serves a search over a million rows and a plan of one; a tes
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,6 +101,8 @@ class Workload:
     fused_activation: (
         bool  # the gated activation keeps its input, not its factors (Transformer Engine, Megatron's fusion)
     )
+    optimizer: str = field(default="adam", kw_only=True)  # | "lion"
+    gradient_bytes: int = field(default=4, kw_only=True)  # in which they are summed
     overlap: bool  # gradient reduction and parameter gathering run beside the backward and the forward pass
 
     @property

@@ -31,8 +31,8 @@ from trainwright.compiler.estimate.params import (
 from trainwright.compiler.estimate.placement import kinds_of, layers_on, ranks_of
 from trainwright.compiler.plan import MemoryEstimate, Shape
 
-GRADIENT_BYTES = 4  # Megatron's gradient buffer with `grad_reduce_in_fp32`, and fp32 training
-OPTIMIZER_BYTES = {"bf16": 12, "fp32": 8}  # Adam's two moments in fp32, and for bf16 the fp32 master weights
+MASTER_BYTES = {"bf16": 4, "fp32": 0}  # fp32 copies of bf16 weights
+MOMENT_BYTES = {"adam": 8, "lion": 4}  # two moments in fp32, or one
 SOFTMAX_BYTES = 4  # a logit, in fp32: Megatron's cross entropy turns it into the gradient in place
 # Two assumptions of this first form, not measurements: what a process holds before its first tensor (CUDA context, NCCL and
 # cuBLAS buffers; on a CPU an interpreter with torch and Megatron-Core), and the share of activations and logits that the
@@ -89,8 +89,9 @@ def _rank_memory(workload: Workload, layouts: Layouts, rank: Ints) -> Memory:
     )
     return Memory(
         parameters=width * held.total,
-        gradients=GRADIENT_BYTES * held.total,
-        optimizer=OPTIMIZER_BYTES[workload.precision] * _optimizer_shard(held, layouts),
+        gradients=workload.gradient_bytes * held.total,
+        optimizer=(MASTER_BYTES[workload.precision] + MOMENT_BYTES[workload.optimizer])
+        * _optimizer_shard(held, layouts),
         activations=activations,
         logits=logits,
         overhead=BASE_BYTES[workload.device.kind] + transient + FRAGMENTATION * (activations + logits),

@@ -70,6 +70,7 @@ def main() -> None:
             rotary_base=500000,
             rotary_scaling=0.0,
             tied=False,
+            output_multiplier=1.0,
         ),
         layer_spec="transformer_engine",
         ddp=DistributedDataParallelConfig(
@@ -92,6 +93,13 @@ def main() -> None:
             use_distributed_optimizer=True,
             overlap_param_gather=True,
         ),
+        groups=pretrain.Groups(
+            undecayed=(
+                "biases",
+                "norms",
+            ),
+            width=1.0,
+        ),
         schedule=pretrain.Schedule(
             kind="cosine",
             steps=333786,
@@ -113,7 +121,9 @@ def main() -> None:
             ),
             global_batch=512,
             micro_batch=2,
+            ramp=None,
         ),
+        z_loss=0.0,
         validation=pretrain.Validation(
             every_steps=20000,
             sequences=1024,

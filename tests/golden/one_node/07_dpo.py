@@ -72,6 +72,7 @@ def main() -> None:
             rotary_base=500000,
             rotary_scaling=0.0,
             tied=True,
+            output_multiplier=1.0,
         ),
         layer_spec="transformer_engine",
         ddp=DistributedDataParallelConfig(
@@ -93,6 +94,13 @@ def main() -> None:
             params_dtype=torch.bfloat16,
             use_distributed_optimizer=True,
             overlap_param_gather=True,
+        ),
+        groups=dpo.Groups(
+            undecayed=(
+                "biases",
+                "norms",
+            ),
+            width=1.0,
         ),
         data=dpo.Data(
             path="pairs/*.jsonl",

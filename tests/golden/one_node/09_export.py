@@ -58,6 +58,7 @@ def main() -> None:
             rotary_base=500000,
             rotary_scaling=0.0,
             tied=True,
+            output_multiplier=1.0,
         ),
         layer_spec="transformer_engine",
         tolerance=0.0001,

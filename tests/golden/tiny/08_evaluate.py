@@ -72,6 +72,7 @@ def main() -> None:
             rotary_base=500000,
             rotary_scaling=0.0,
             tied=True,
+            output_multiplier=1.0,
         ),
         layer_spec="local",
         micro_batch=8,
