@@ -52,6 +52,7 @@ def test_a_legal_layout_breaks_nothing() -> None:
     [
         ("devices", {}, {"data": 2}, "tensor 4 x pipeline 2 x context 1 x data 2 = 16 devices, but nodes 4 x devices_per_node 8"),
         ("global_batch", {}, {"micro_batch": 3}, "micro_batch 3 x micro_batches 64 x data 4 = 768 sequences, but global_batch"),
+        ("ramp", {"batch_unit": 4}, {}, "multiple of 4 sequences, which micro_batch 2 x data 4 = 8 must divide"),
         ("tensor_in_node", {}, {"tensor": 16}, "devices_per_node 8 / tensor 16 = 0.5 groups a node"),
         ("heads", {}, {"tensor": 3}, "num_attention_heads 32 / tensor 3 = 10.67 heads a device"),
         ("query_groups", {}, {"tensor": 16}, "num_query_groups 8 / tensor 16 = 0.5 key and value heads a device"),
