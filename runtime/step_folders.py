@@ -2,6 +2,9 @@
 
 checkpoints/step-000100/   complete when its metadata.json (Megatron-Core's last file) and run.json are there
 checkpoints/latest.json    {"step": 100, "path": "step-000100"}, written after the save returned
+
+Weights without a training are whole folders: a canonical checkpoint (model.json) or a Hugging Face model (config.json), each with
+model.safetensors, or with the index of several such files.
 """
 
 import shutil
@@ -13,6 +16,8 @@ from trainwright.runtime.workspace import Workspace
 LATEST = "latest.json"
 IDENTITY = "run.json"
 COMPLETE = "metadata.json"
+CANONICAL, HUGGINGFACE = "model.json", "config.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def find_model(workspace: Workspace, initial: str) -> Path:
@@ -42,6 +47,20 @@ def find_step(given: Path) -> Path:
     return _newest(inner if inner.is_dir() else given, str(given), fix)
 
 
+def find_weights(given: Path) -> Path:
+    """`given` where it holds whole weights, else the newest complete step folder that it leads to, as `find_step` finds it."""
+    return given if is_canonical(given) or is_huggingface(given) else find_step(given)
+
+
+def is_canonical(folder: Path) -> bool:
+    return (folder / CANONICAL).exists() and _has_weights(folder)
+
+
+def is_huggingface(folder: Path) -> bool:
+    """Whether it says so: whether the weights are there as well is seen when they are read."""
+    return (folder / HUGGINGFACE).exists() and not (folder / CANONICAL).exists()
+
+
 def step_folders(checkpoints: Path) -> list[Path]:
     """Newest first; complete and torn ones."""
     folders = [path for path in checkpoints.glob("step-*") if _looks_like_step(path)]
@@ -56,6 +75,10 @@ def remove(folder: Path) -> None:
     """Delete a checkpoint; killed half-way, what is left does not look complete."""
     (folder / IDENTITY).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _has_weights(folder: Path) -> bool:
+    return (folder / WEIGHTS).exists() or (folder / INDEX).exists()
 
 
 def _newest(checkpoints: Path, owner: str, fix: str) -> Path:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from trainwright.runtime.errors import CheckpointError, DataError
 from trainwright.runtime.reading import ends_of_files
-from trainwright.runtime.step_folders import find_step
+from trainwright.runtime.step_folders import find_weights
 
 
 def model_id(path: Path) -> str:
-    """16 hex digits of the newest complete checkpoint that the folder `path` leads to.
+    """16 hex digits of the weights in the folder `path`, or of the newest complete checkpoint that it leads to.
 
     Raises DataError where there is none, or it cannot be read.
 
@@ -18,7 +18,7 @@ def model_id(path: Path) -> str:
     """
     digest = hashlib.sha256()
     try:
-        for part in ends_of_files(find_step(path)):
+        for part in ends_of_files(find_weights(path)):
             digest.update(part)
     except CheckpointError as error:
         raise DataError(f"{error}; where data are meant, name the files: {path / '*.jsonl'}") from None

@@ -21,15 +21,11 @@ from torch import Tensor
 
 from trainwright.runtime.errors import CheckpointError
 from trainwright.runtime.megatron.model import Embedding, Model
-from trainwright.runtime.megatron.model_files import MODEL, ModelFiles, check_same_model, write_model_files
+from trainwright.runtime.megatron.model_files import ModelFiles, check_same_model, write_model_files
 from trainwright.runtime.megatron.pieces import OUTPUT_LAYER, WORD_EMBEDDINGS, Cut, Piece, pieces
-from trainwright.runtime.megatron.weight_files import SHARD_BYTES, WeightReader, WeightWriter, has_weights
+from trainwright.runtime.megatron.weight_files import SHARD_BYTES, WeightReader, WeightWriter
 
 SHOWN = 3  # tensors that an error names
-
-
-def is_canonical(folder: Path) -> bool:
-    return (folder / MODEL).exists() and has_weights(folder)
 
 
 def load_canonical(model: Model, folder: Path) -> None:

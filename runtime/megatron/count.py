@@ -1,11 +1,13 @@
-"""How many parameters a program's model has, without its memory: built whole, on torch's meta device."""
+"""What a program's whole model consists of, without its memory: built on torch's meta device."""
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core import parallel_state
+from torch._C._distributed_c10d import HashStore
 from torch.overrides import TorchFunctionMode
 
 from trainwright.runtime.megatron.model import Embedding, build_chunk
@@ -38,14 +40,35 @@ def count_whole(config: Any, embedding: Embedding, layer_spec: str = "local") ->
     """
     if not parallel_state.model_parallel_is_initialized():
         start(Parallel(), seed=0)
-    elif torch.distributed.get_world_size() > 1:
+    elif dist.get_world_size() > 1:
         raise ValueError("parameters are counted in one process")
+    built = _build_whole(config, embedding, layer_spec)
+    return sum(parameter.numel() for parameter in built.parameters() if parameter.requires_grad)
+
+
+def whole_shapes(config: Any, embedding: Embedding) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor of a program's whole model, under the names of one process (pieces.py), buffers included.
+
+    Needs no process group, and leaves none: other processes may still be starting. Raises ValueError where one is there.
+    """
+    if dist.is_initialized():
+        raise ValueError("the processes have met already: each knows its own tensors")
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)  # of this process alone
+    try:
+        parallel_state.initialize_model_parallel()
+        state = _build_whole(config, embedding, "local").state_dict()
+        return {name: tuple(value.shape) for name, value in state.items() if isinstance(value, torch.Tensor)}
+    finally:
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+
+
+def _build_whole(config: Any, embedding: Embedding, layer_spec: str) -> Any:
     whole = copy.copy(config)
     for name, value in WHOLE.items():
         setattr(whole, name, value)
     with torch.device("meta"), _OnMeta():
-        built = build_chunk(Literals(whole, None, None, layer_spec), embedding, None)
-    return sum(parameter.numel() for parameter in built.parameters() if parameter.requires_grad)
+        return build_chunk(Literals(whole, None, None, layer_spec), embedding, None)
 
 
 class _OnMeta(TorchFunctionMode):

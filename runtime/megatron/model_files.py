@@ -19,9 +19,10 @@ from megatron.core.transformer import MLATransformerConfig, TransformerConfig
 
 from trainwright.runtime.errors import CheckpointError
 from trainwright.runtime.megatron.model import Embedding, Model
+from trainwright.runtime.step_folders import CANONICAL
 from trainwright.runtime.workspace import write_atomically, write_json
 
-MODEL, TOKENIZER, SPLIT, CHAT_TEMPLATE = "model.json", "tokenizer.json", "split.json", "chat_template.jinja"
+TOKENIZER, SPLIT, CHAT_TEMPLATE = "tokenizer.json", "split.json", "chat_template.jinja"
 # The fields of Megatron-Core's TransformerConfig without which the same weights would be another function.
 DEFINING = (
     "num_layers",
@@ -142,7 +143,7 @@ def files_of(folder: Path) -> ModelFiles:
 
 def read_model(folder: Path) -> SavedModel:
     """The model of a step folder. Raises CheckpointError where its description is missing or damaged."""
-    path = folder / MODEL
+    path = folder / CANONICAL
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
         config = dict(saved["config"])
@@ -159,7 +160,12 @@ def check_same_model(config: Any, embedding: Embedding, folder: Path) -> None:
 
     `config` is Megatron-Core's TransformerConfig.
     """
-    differing = differences(read_model(folder), describe(config, embedding))
+    check_described(read_model(folder), describe(config, embedding), folder)
+
+
+def check_described(there: SavedModel, here: SavedModel, folder: Path) -> None:
+    """As `check_same_model`, of a model that was read already."""
+    differing = differences(there, here)
     if differing:
         raise CheckpointError(
             f"{folder} is of another model: {'; '.join(differing)}. Write the values that it was trained with, or start "
@@ -202,7 +208,7 @@ def write_model(folder: Path, model: SavedModel) -> None:
     names = {id(function): name for name, function in ACTIVATIONS.items()}
     function = model.config["activation_func"]
     config = {**model.config, "activation_func": names.get(id(function), _show(function))}
-    write_json(folder / MODEL, {"config": config, "embedding": asdict(model.embedding)})
+    write_json(folder / CANONICAL, {"config": config, "embedding": asdict(model.embedding)})
 
 
 def _special(config: Any) -> dict[str, Any]:

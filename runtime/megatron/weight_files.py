@@ -15,14 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainwright.runtime.errors import CheckpointError
+from trainwright.runtime.step_folders import INDEX, WEIGHTS
 from trainwright.runtime.workspace import write_json
 
+__all__ = ["INDEX", "SHARD_BYTES", "WEIGHTS", "WeightReader", "WeightWriter"]
+
 SHARD_BYTES = 5 * 10**9  # of a file, at most: what Hugging Face's own tools write
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-
-
-def has_weights(folder: Path) -> bool:
-    return (folder / WEIGHTS).exists() or (folder / INDEX).exists()
 
 
 class WeightWriter:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainwright.runtime.megatron.huggingface import CONFIG, FULL_PRECISION
+from trainwright.runtime.megatron.huggingface import FULL_PRECISION
 from trainwright.runtime.megatron.weight_files import SHARD_BYTES, WeightWriter
+from trainwright.runtime.step_folders import HUGGINGFACE
 from trainwright.runtime.workspace import write_atomically, write_json
 
 
@@ -56,7 +57,7 @@ def write_weights(
 def write_configs(folder: Path, model_config: dict[str, Any], vocabulary: Vocabulary, context_length: int) -> None:
     """config.json, generation_config.json, tokenizer.json and tokenizer_config.json."""
     ids = {"bos_token_id": vocabulary.end_of_text.id, "pad_token_id": vocabulary.pad.id}
-    write_json(folder / CONFIG, {**model_config, **ids, "eos_token_id": vocabulary.end.id})
+    write_json(folder / HUGGINGFACE, {**model_config, **ids, "eos_token_id": vocabulary.end.id})
     write_json(folder / "generation_config.json", {**ids, "eos_token_id": vocabulary.end_ids})
     shutil.copyfile(vocabulary.tokenizer, folder / "tokenizer.json")
     tokenizer: dict[str, Any] = {

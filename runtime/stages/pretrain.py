@@ -1,4 +1,4 @@
-"""Pretrain a GPT from random weights on tokenised text; measure it on held-out text; leave a checkpoint.
+"""Pretrain a GPT on tokenised text, from random weights or another model's; measure it on held-out text; leave a checkpoint.
 
 Leaves `work/<stage>/`: `checkpoints/`, `metrics.jsonl`, `tensorboard/`, and `output/summary.json` with the figures on the
 test split. Resumes from the newest checkpoint of the same run; the order of the data depends on the step alone.
@@ -26,12 +26,13 @@ from trainwright.runtime.reading import ends_of_files
 from trainwright.runtime.stages import stage_verb
 from trainwright.runtime.stages.corpus import read_summary
 from trainwright.runtime.stages.heldout import HeldOutText
+from trainwright.runtime.stages.initial import Initial, find_beginning
 from trainwright.runtime.stages.split import SPLIT_FILE
 from trainwright.runtime.stages.token_files import TokenFiles
 from trainwright.runtime.stages.training import Checkpoint, Session, Work, open_model, resume
 from trainwright.runtime.workspace import Workspace, open_workspace
 
-__all__ = ["Checkpoint", "Data", "Embedding", "Groups", "Parallel", "Ramp", "Schedule", "Validation", "run"]
+__all__ = ["Checkpoint", "Data", "Embedding", "Groups", "Initial", "Parallel", "Ramp", "Schedule", "Validation", "run"]
 
 SAMPLE_TEMPERATURE, SAMPLE_TOP_K = 0.8, 50
 
@@ -80,9 +81,10 @@ def run(
     checkpoint: Checkpoint,
     groups: Groups = PLAIN,
     z_loss: float = 0.0,
+    initial: Initial | None = None,
 ) -> None:
     """Train, evaluate, save. `model`, `ddp` and `optimizer` are Megatron-Core's own configs; `z_loss` weighs a penalty on the
-    logits (losses.py), 0: none.
+    logits (losses.py), 0: none. `initial`: what it starts from; None: random weights.
 
     Raises DataError (inputs), Unsupported (what the platform or version cannot do), CheckpointError, Diverged.
     """
@@ -97,6 +99,12 @@ def run(
     for size in batches.sizes:
         name = "global_batch" if size == data.global_batch else "the ramp's global batch of"
         check_batch(parallel, global_batch=size, micro_batch=data.micro_batch, name=name)
+    files = ModelFiles(
+        tokenizer=workspace.stage(data.tokenizer).output / "tokenizer.json",
+        split=workspace.stage(data.split).output / SPLIT_FILE,
+        chat_template="",
+    )
+    begin = initial and find_beginning(initial, workspace, stage, model, embedding, files.tokenizer)
     opened = open_model(
         parallel=parallel,
         seed=seed,
@@ -107,14 +115,11 @@ def run(
         layer_spec=layer_spec,
         embedding=embedding,
     )
-    files = ModelFiles(
-        tokenizer=workspace.stage(data.tokenizer).output / "tokenizer.json",
-        split=workspace.stage(data.split).output / SPLIT_FILE,
-        chat_template="",
-    )
-    session = resume(
-        opened, workspace.stage(stage), Identity(run_id, _identify_inputs(workspace, data)), files, checkpoint
-    )
+    inputs = _identify_inputs(workspace, data) + (f" from {begin.identity}" if begin else "")
+    session = resume(opened, workspace.stage(stage), Identity(run_id, inputs), files, checkpoint)
+    if begin and session.found is None:
+        begin.load(opened.model)
+        opened.log(f"starts from {begin.path}")
     stream = build_training_stream(
         tokens.output,
         data.sources,

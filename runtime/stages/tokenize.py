@@ -25,19 +25,16 @@ BATCH_CHARACTERS = 4_000_000  # enough for every thread of the encoder, little e
 def run(*, stage: str, inputs: str, tokenizer: str) -> None:
     """Encode what stage `inputs` ingested with the tokenizer that stage `tokenizer` left.
 
-    Raises DataError when the train split is empty or the tokenizer has no end-of-text.
+    Raises DataError when the train split is empty.
     """
     workspace = open_workspace()
     folder, source_folder, tokenizer_folder = (workspace.stage(name) for name in (stage, inputs, tokenizer))
     counts: dict[str, dict[str, int]] = read_summary(source_folder)["documents"]
-    read_summary(tokenizer_folder)
+    end_of_text: int = read_summary(tokenizer_folder)["special_tokens"][END_OF_TEXT]
     if not sum(counts["train"].values()):
         raise DataError(f"the train split of stage {inputs!r} is empty: there is nothing to train on")
     tokenizer_file = tokenizer_folder.output / "tokenizer.json"
     encoder = load_encoder(tokenizer_file)
-    end_of_text = encoder.token_to_id(END_OF_TEXT)
-    if end_of_text is None:
-        raise DataError(f"{tokenizer_file} has no token {END_OF_TEXT}")
     for path in (folder.output, index_cache(folder.output)):
         shutil.rmtree(path, ignore_errors=True)
 

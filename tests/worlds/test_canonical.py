@@ -12,9 +12,10 @@ from torch import Tensor
 from world_support import Case, build, build_frozen, literals, model, parallel, run_world, train
 
 from trainwright.runtime.errors import CheckpointError
-from trainwright.runtime.megatron.canonical import is_canonical, load_canonical, write_canonical
+from trainwright.runtime.megatron.canonical import load_canonical, write_canonical
 from trainwright.runtime.megatron.model_files import ModelFiles, files_of, read_model
 from trainwright.runtime.megatron.weight_files import INDEX, WEIGHTS, WeightReader
+from trainwright.runtime.step_folders import is_canonical
 
 
 @pytest.fixture

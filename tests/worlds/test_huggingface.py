@@ -14,12 +14,13 @@ from world_support import model, parallel, platform, run_world
 
 from trainwright.runtime.errors import CheckpointError, Unsupported
 from trainwright.runtime.megatron import huggingface
-from trainwright.runtime.megatron.canonical import is_canonical, load_canonical
+from trainwright.runtime.megatron.canonical import load_canonical
 from trainwright.runtime.megatron.loop import forward_logits
 from trainwright.runtime.megatron.model_files import SavedModel, describe, differences, files_of, read_model
 from trainwright.runtime.megatron.weight_files import INDEX, WEIGHTS, WeightReader
 from trainwright.runtime.stages.export_check import open_transformers
 from trainwright.runtime.stages.export_folder import write_weights
+from trainwright.runtime.step_folders import is_canonical
 
 TOKENS = torch.randint(0, 300, (200,), generator=torch.Generator().manual_seed(5))
 SHAPE = {

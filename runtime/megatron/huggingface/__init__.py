@@ -22,10 +22,10 @@ from trainwright.runtime.megatron.model_files import (
     write_model,
 )
 from trainwright.runtime.megatron.weight_files import WeightReader, WeightWriter
+from trainwright.runtime.step_folders import HUGGINGFACE
 from trainwright.runtime.workspace import write_atomically
 
 FORMATS: tuple[Format, ...] = (*DECODERS, DEEPSEEK, GPT2)
-CONFIG = "config.json"
 FULL_PRECISION = ("e_score_correction_bias",)  # tensors that stay in fp32 whatever the others are in
 # Buffers that older versions of transformers saved: they follow from the config.
 _FOLLOWS = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
@@ -52,18 +52,16 @@ def named_weights(read: Callable[[str], Tensor], format: Format, model: SavedMod
         yield from zip(rule.theirs, rule.export(read(rule.ours)), strict=True)
 
 
-def is_huggingface(folder: Path) -> bool:
-    return (folder / CONFIG).exists()
-
-
 def read_folder(folder: Path) -> tuple[Format, SavedModel]:
     """The format and the model of a Hugging Face folder, by its config.json. Raises CheckpointError where that is damaged,
     Unsupported where the model is of another kind."""
     try:
-        config: Json = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config: Json = json.loads((folder / HUGGINGFACE).read_text(encoding="utf-8"))
         kind = config["model_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / CONFIG} is no config of a model ({error!r}): copy the folder anew") from error
+        raise CheckpointError(
+            f"{folder / HUGGINGFACE} is no config of a model ({error!r}): copy the folder anew"
+        ) from error
     for format in FORMATS:
         if format.model_type == kind:
             try:
@@ -71,7 +69,7 @@ def read_folder(folder: Path) -> tuple[Format, SavedModel]:
                 fields = model.config | {"ffn_hidden_size": ffn_of_dense_layers(model.config)}
                 return format, SavedModel(fields, model.embedding)
             except KeyError as error:
-                raise CheckpointError(f"{folder / CONFIG} does not say {error}: copy the folder anew") from error
+                raise CheckpointError(f"{folder / HUGGINGFACE} does not say {error}: copy the folder anew") from error
     raise Unsupported(f"{folder} holds a model of the type {kind}, and those that are read are {_names()}")
 
 
