@@ -22,6 +22,7 @@ BALANCING = {
 }
 ROUTER_Z_LOSS = ("z_loss", "router_z_loss")
 PREDICTION_LOSS = "further_tokens_loss"
+AUXILIARY_FIGURES = (*(reported for _, reported in BALANCING.values()), ROUTER_Z_LOSS[1], PREDICTION_LOSS)
 
 
 class Router(TopKRouter):  # type: ignore[misc]

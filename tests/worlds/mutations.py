@@ -21,10 +21,11 @@ class Mutation:
     """The calls of `operation` in whose call stack each of `callers` occurs, as part of "file.py:Class.function"."""
 
     name: str
-    operation: str  # "all_reduce" | "all_gather" | "reduce_scatter" | "broadcast" | "receive"
+    operation: str  # "all_reduce" | "all_gather" | "reduce_scatter" | "all_to_all" | "broadcast" | "receive"
     callers: tuple[str, ...]  # for "receive": methods of P2PCommunicator
     turn: int | None = None  # of three calls that follow each other: which
     but_not: str = "(none)"  # a caller that must not occur
+    group: Callable[[], Any] | None = None  # only over this group of ranks
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,10 @@ class Hits:
     def __init__(self, mutation: Mutation | Wrong) -> None:
         self.mutation, self.count, self._seen = mutation, 0, 0
 
-    def match(self) -> bool:
+    def match(self, group: Any) -> bool:
         assert isinstance(self.mutation, Mutation)
+        if self.mutation.group is not None and self.mutation.group() != group:
+            return False
         frame, callers = sys._getframe(2), ""
         for _ in range(FRAMES):
             if frame is None or frame.f_back is None:
@@ -68,7 +71,7 @@ class _Done:
 
 def _in_place(real: Callable[..., Any], hits: Hits) -> Callable[..., Any]:
     def call(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if hits.match():
+        if hits.match(kwargs.get("group")):
             return _Done() if kwargs.get("async_op") else None
         return real(tensor, *args, **kwargs)
 
@@ -77,7 +80,7 @@ def _in_place(real: Callable[..., Any], hits: Hits) -> Callable[..., Any]:
 
 def _all_gather(real: Callable[..., Any], hits: Hits) -> Callable[..., Any]:
     def call(output: Tensor, mine: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if not hits.match():
+        if not hits.match(kwargs.get("group")):
             return real(output, mine, *args, **kwargs)
         if output.untyped_storage().data_ptr() != mine.untyped_storage().data_ptr():  # else in place: already there
             group = kwargs["group"]
@@ -90,12 +93,25 @@ def _all_gather(real: Callable[..., Any], hits: Hits) -> Callable[..., Any]:
 
 def _reduce_scatter(real: Callable[..., Any], hits: Hits) -> Callable[..., Any]:
     def call(output: Tensor, mine: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if not hits.match():
+        if not hits.match(kwargs.get("group")):
             return real(output, mine, *args, **kwargs)
         group = kwargs["group"]
         if output.untyped_storage().data_ptr() != mine.untyped_storage().data_ptr():
             output.copy_(mine.contiguous().view(group.size(), *output.shape)[group.rank()])
         return _Done() if kwargs.get("async_op") else None
+
+    return call
+
+
+def _all_to_all(real: Callable[..., Any], hits: Hits) -> Callable[..., Any]:
+    def call(output: Tensor, mine: Tensor, **kwargs: Any) -> Any:
+        group = kwargs["group"]
+        if not hits.match(group):
+            return real(output, mine, **kwargs)
+        received = torch.split(output.zero_(), [int(size) for size in kwargs["output_split_sizes"]])
+        sent = torch.split(mine, [int(size) for size in kwargs["input_split_sizes"]])
+        received[group.rank()].copy_(sent[group.rank()])
+        return None
 
     return call
 
@@ -149,6 +165,7 @@ def _sites(mutation: Mutation) -> list[tuple[Any, str, Callable[..., Any]]]:
     return {
         "all_reduce": [(dist, "all_reduce", _in_place)],
         "broadcast": [(dist, "broadcast", _in_place)],
+        "all_to_all": [(dist, "all_to_all_single", _all_to_all)],
         "all_gather": [(module, "dist_all_gather_func", _all_gather) for module in modules],
         "reduce_scatter": [(module, "dist_reduce_scatter_func", _reduce_scatter) for module in modules],
         "receive": [(P2PCommunicator, method, _receive) for method in mutation.callers],

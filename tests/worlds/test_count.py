@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from megatron.core.transformer import MLATransformerConfig, TransformerConfig
+from ruamel.yaml import YAML
 from world_support import FAMILIES, Case, build, literals, model, parallel, run_world
 
 from trainwright.runtime.megatron.count import count_whole
@@ -54,7 +54,7 @@ def published_config(name: str, entry: dict[str, Any]) -> Any:
 
 
 def check_published(reference: Path, *, slow: bool) -> int:
-    entries = yaml.safe_load((reference / "models.yaml").read_text())
+    entries = YAML(typ="safe").load(reference / "models.yaml")
     published = {name: entry for name, entry in entries.items() if "parameters" in entry and (name in SLOW) is slow}
 
     def count() -> dict[str, int]:

@@ -26,6 +26,7 @@ from tiny_families import MIXTURES
 from torch import Tensor
 
 from trainwright.runtime.megatron import dropout, loop, losses, model, parallel, pieces, platform
+from trainwright.runtime.megatron.experts import AUXILIARY_FIGURES
 from trainwright.runtime.megatron.parameters import PLAIN, Groups
 
 VOCABULARY, SEQUENCE, GLOBAL_BATCH, MICRO_BATCH, STEPS = 256, 32, 8, 2, 10
@@ -393,6 +394,7 @@ class Difference:
     gradient_name: str
     parameter: float
     parameter_name: str
+    figure: float  # reported losses that the model adds by itself
 
     def violations(self) -> list[str]:
         """What the test of equality refuses, with the worst figure first; empty for an equal run."""
@@ -400,6 +402,7 @@ class Difference:
             (self.loss / TOLERANCE, f"losses {self.loss:.1e}"),
             (self.grad_norm / TOLERANCE, f"gradient norms {self.grad_norm:.1e}"),
             (self.gradient / GRADIENT_TOLERANCE, f"step-1 gradients {self.gradient:.1e} ({self.gradient_name})"),
+            (self.figure / TOLERANCE, f"figures {self.figure:.1e}"),
             (self.parameter / TOLERANCE, f"parameters {self.parameter:.1e} ({self.parameter_name})"),
         ]
         return [text for ratio, text in sorted(found, reverse=True) if ratio > 1]
@@ -432,6 +435,9 @@ def compare(record: Record, reference: Record) -> Difference:
         dist.all_gather_object(everyone, mine)
         return max(everyone)
 
+    def figures(of: Record) -> list[list[float]]:
+        return [[step[name] for step in of.figures] for name in AUXILIARY_FIGURES if name in (of.figures or [{}])[0]]
+
     gradient, gradient_name = worst(record.gradients, reference.gradients)
     parameter, parameter_name = worst(record.final, reference.final)
     return Difference(
@@ -441,6 +447,7 @@ def compare(record: Record, reference: Record) -> Difference:
         gradient_name,
         parameter,
         parameter_name,
+        max((relative(*both) for both in zip(figures(record), figures(reference), strict=True)), default=0.0),
     )
 
 
