@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core.models.gpt import gpt_model
 from megatron.core.tensor_parallel import mappings
 from megatron.core.transformer import multi_latent_attention
 from megatron.core.transformer.moe import moe_utils, token_dispatcher
 from megatron.core.transformer.moe.router import TopKRouter
+from megatron.core.transformer.multi_token_prediction import roll_tensor
 from megatron.core.transformer.torch_norm import L2Norm
 from torch import Tensor
 
@@ -19,6 +21,7 @@ from torch import Tensor
 def mend() -> None:
     """Idempotent. On every platform: what is wrong there too. Without CUDA: also what gloo and CPU tensors lack."""
     mappings._reduce = _reduce
+    gpt_model.roll_tensor = _roll_tensor
     if not hasattr(moe_utils, "te_general_gemm"):  # without Transformer Engine a router looks for it: NameError
         moe_utils.te_general_gemm = None
     if not isinstance(multi_latent_attention.TELinear, type):
@@ -42,6 +45,12 @@ def _reduce(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
     tensor = tensor.contiguous()
     dist.all_reduce(tensor, group=group)
     return tensor
+
+
+def _roll_tensor(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    """The loss of further tokens is divided by what this says is the number of targets: 0 / 0 where a row has none."""
+    rolled, total = roll_tensor(*args, **kwargs)
+    return rolled, total.clamp(min=1)
 
 
 def _splits_of(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:

@@ -87,6 +87,7 @@ def _make_local(config: Any, parts: Any, *, alibi: bool) -> None:
     attention, names = parts.self_attention.submodules, {}
     parts.input_layernorm = parts.pre_mlp_layernorm = Norm
     if config.multi_latent_attention:
+        _check_latent(config)
         attention.core_attention = LatentAttention
         if config.qk_layernorm:
             attention.q_layernorm = attention.kv_layernorm = Norm
@@ -100,6 +101,20 @@ def _make_local(config: Any, parts: Any, *, alibi: bool) -> None:
     if parts.mlp.module is not MoELayer:
         names["pre_mlp_layernorm."] = "mlp.linear_fc1.layer_norm_"
     parts.sharded_state_dict_keys_map = names
+
+
+def _check_latent(config: Any) -> None:
+    """The local layers cut down-projections over tensor ranks; Transformer Engine's are whole on each."""
+    tensor, rotary = config.tensor_model_parallel_size, config.qk_pos_emb_head_dim
+    for name, size in (
+        ("q_lora_rank", config.q_lora_rank or 0),
+        (f"kv_lora_rank {config.kv_lora_rank} + qk_pos_emb_head_dim {rotary} =", config.kv_lora_rank + rotary),
+    ):
+        if size % tensor:
+            raise Unsupported(
+                f"{name} {size} is not divisible by tensor {tensor}, as layer_spec='local' needs it: "
+                f"{size} = {size // tensor} x {tensor} + {size % tensor}"
+            )
 
 
 def _layer_numbers(config: Any, chunk: int | None) -> range:

@@ -3,11 +3,29 @@
 Nothing is dropped: an expert takes all tokens that are sent to it.
 """
 
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
 import pytest
-from world_support import LAYOUT_OPTIONS, Case, Record, run_cases, run_reference
+import torch
+from torch import Tensor
+from tuning_tasks import PAD, ROW, rows
+from world_support import LAYOUT_OPTIONS, TEXT, Case, Record, Task, literals, run_cases, run_reference
+
+from trainwright.runtime.errors import Unsupported
+from trainwright.runtime.megatron.families import check_family
+from trainwright.runtime.megatron.losses import Loss, Totals
+from trainwright.runtime.megatron.packing import packed_row
 
 STEPS = 4
 
+
+def even_rows(step: int, data_rank: int, data_size: int) -> list[dict[str, Tensor]]:
+    return [packed_row(items, ROW + 3, PAD) for items in rows(step)[data_rank::data_size]]
+
+
+EVEN = Task("even rows", even_rows)
 WHOLE = {"distributed_optimizer": False}  # the buffer holds whole gradients, so those of step 1 are compared
 ALLGATHER = (("moe_token_dispatcher_type", "allgather"),)
 FULL_QUERIES = (("q_lora_rank", None),)
@@ -69,3 +87,70 @@ def test_two_processes(references: dict[object, Record]) -> None:
 
 def test_four_processes(references: dict[object, Record]) -> None:
     check(FOUR, references)
+
+
+def test_router_losses_weigh_the_same_where_the_loss_is_a_mean_over_tokens() -> None:
+    """Here micro-batches hold as many targets, so that both means are the same; in the second Megatron-Core 0.16.1 divides the
+    losses of routers by the tensor and context ranks."""
+    whole = case("mixtral", **WHOLE)
+    reference = run_reference(whole)
+    means = [
+        replace(whole, tensor=2, task=replace(TEXT, per_token=True)),
+        replace(whole, context=2, expert=2, task=replace(TEXT, per_token=True)),
+    ]
+    for mean, difference in zip(means, run_cases(means, dict.fromkeys(means, reference)), strict=True):
+        print(f"{mean}: {difference}")
+        assert difference.violations() == [], str(mean)
+
+
+def test_packed_rows() -> None:
+    """Of a length that ranks share evenly: padding counts among the tokens that experts are balanced over."""
+    cases = [
+        case("mixtral", tensor=2, task=EVEN, **WHOLE),
+        case("deepseek", data=2, expert=2, task=EVEN, **WHOLE),
+        case("kimi", context=2, task=EVEN, **WHOLE),
+    ]
+    for one, difference in zip(cases, run_cases(cases, {one: run_reference(one) for one in cases}), strict=True):
+        print(f"{one}: {difference}")
+        assert difference.violations() == [], str(one)
+
+
+def test_router_losses_weigh_the_same_whatever_the_loss_is_a_mean_over() -> None:
+    """Targets, or rows (as pairs are): with a loss that says nothing, only the routers' own give gradients."""
+
+    def nothing(items: Callable[[Mapping[str, Tensor]], Tensor]) -> Case:
+        loss = Loss(lambda nats, batch: Totals(nats.sum() * 0, items(batch), nats.new_zeros(0)), items=items)
+        return case("mixtral", task=replace(EVEN, loss=loss), **WHOLE)
+
+    targets, rows = nothing(lambda batch: batch["loss_mask"].sum()), nothing(lambda batch: torch.tensor(1.0))
+    first, second = (run_reference(one).gradients for one in (targets, rows))
+    routers = [name for name in first if "router" in name]
+    assert len(routers) == 4
+    for name in routers:
+        assert float(first[name].norm()) > 1e-3
+        assert float((first[name] - second[name]).norm() / first[name].norm()) < 1e-5
+
+
+MISFITS = [
+    ("mixtral", {"tensor": 2, "sequence_parallel": False}, "needs sequence_parallel=True"),
+    (
+        "latent",
+        {"tensor": 2, "sequence_parallel": False},
+        "latent attention with tensor 2 needs sequence_parallel=True",
+    ),
+    ("latent", {"expert": 2}, "a dense model has no experts"),
+    ("mixtral", {"expert": 3, "data": 3}, "num_moe_experts 8 is not divisible by expert 3: 8 = 2 x 3 + 2"),
+    ("mixtral", {"data": 3, "expert_tensor": 3}, "moe_ffn_hidden_size 64 is not divisible by expert_tensor 3"),
+    ("mixtral", {"data": 3, "expert": 2}, "2 must divide 3"),
+    ("deepseek", {"context": 2}, "further tokens by the tokens of each context rank"),
+]
+
+
+@pytest.mark.parametrize(("family", "degrees", "message"), MISFITS)
+def test_what_does_not_fit_a_layout_is_refused(family: str, degrees: dict[str, int], message: str) -> None:
+    layout = Case(family=family, **degrees)
+    written = (
+        replace(layout, expert=1) if family == "latent" else layout
+    )  # else Megatron-Core refuses the config itself
+    with pytest.raises(Unsupported, match=re.escape(message)):
+        check_family(layout.layout, literals(written)[0].model)
