@@ -242,13 +242,9 @@ def literals(case: Case) -> tuple[platform.Literals, model.Embedding]:
     family = FAMILIES[case.family]
     config = (MLATransformerConfig if "kv_lora_rank" in family else TransformerConfig)(
         num_layers=case.layers,
-        hidden_size=64,
-        ffn_hidden_size=128,
-        num_attention_heads=4,
         kv_channels=HEAD_DIM,
         layernorm_epsilon=1e-5,
         hidden_dropout=case.dropout,
-        init_method_std=0.08,
         tensor_model_parallel_size=case.tensor,
         pipeline_model_parallel_size=case.pipeline,
         virtual_pipeline_model_parallel_size=case.virtual_pipeline if case.virtual_pipeline > 1 else None,
@@ -261,6 +257,10 @@ def literals(case: Case) -> tuple[platform.Literals, model.Embedding]:
         pipeline_dtype=dtype,
         calculate_per_token_loss=case.task.per_token,
         **{
+            "hidden_size": 64,
+            "ffn_hidden_size": 128,
+            "num_attention_heads": 4,
+            "init_method_std": 0.08,
             "batch_p2p_comm": case.virtual_pipeline == 1,
             "attention_dropout": case.dropout,
             **family,
