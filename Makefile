@@ -40,6 +40,7 @@ published: install  ## claim, source, published, computed, error
 bench: install  ## speed against a peer or a limit
 	$(BIN)/python benchmarks/search_speed.py
 	$(BIN)/python benchmarks/fit_speed.py
+	$(BIN)/python benchmarks/loader.py
 
 replay: install  ## compile every spec at REF and here and compare the bundles: a refactor shows nothing
 	$(BIN)/python benchmarks/replay.py $(REF)

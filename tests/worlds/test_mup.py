@@ -1,4 +1,4 @@
-"""The coordinate check of muP (Yang et al. 2022, appendix D.1): how far training moves activations does not depend on the width."""
+"""The coordinate check of muP (Yang et al. 2022, appendix D.1): training moves activations as far at every width."""
 
 import math
 from dataclasses import replace
