@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 from tuning_tasks import PAD, ROW, rows
-from world_support import LAYOUT_OPTIONS, TEXT, Case, Record, Task, literals, run_cases, run_reference
+from world_support import LAYOUT_OPTIONS, TEXT, Case, Record, Task, build, literals, run_cases, run_reference, run_world
 
 from trainwright.runtime.errors import Unsupported
 from trainwright.runtime.megatron.families import check_family
 from trainwright.runtime.megatron.losses import Loss, Totals
 from trainwright.runtime.megatron.packing import packed_row
+from trainwright.runtime.megatron.pieces import Cut, pieces
 
 STEPS = 4
 
@@ -54,7 +55,41 @@ FOUR = [
     case("mixtral", tensor=2, data=2, expert=2, expert_tensor=2),
     case("kimi", pipeline=2, data=2, expert=2, options=FULL_QUERIES, **WHOLE),
     case("deepseek", tensor=2, pipeline=2, expert=2),
+]
+
+RECOMPUTED_MIXTURES = (("recompute_granularity", "selective"), ("recompute_modules", ("moe", "core_attn")))
+MORE_OF_TWO = [
+    case("mixtral", data=2, **WHOLE),
+    case("mixtral", tensor=2, expert_tensor=2, options=ALLGATHER, **WHOLE),
+    case("mixtral", tensor=2, expert=2, overlap=True),
+    case("mixtral", pipeline=2, virtual_pipeline=2, overlap=True),
+    case("qwen3moe", tensor=2, **WHOLE),
+    case("qwen3moe", context=2, **WHOLE),
+    case("llama4", tensor=2, expert_tensor=2, **WHOLE),
+    case("llama4", tensor=2, options=ALLGATHER, **WHOLE),
+    case("llama4", data=2, expert=2, recompute=True, **WHOLE),
+    case("llama4", context=2, expert=2, **WHOLE),
+    case("deepseek", tensor=2, expert_tensor=2, tied=True, **WHOLE),
+    case("deepseek", data=2, expert=2, recompute=True, **WHOLE),
+    case("deepseek", pipeline=2, virtual_pipeline=2, **WHOLE),
+    case("kimi", tensor=2, **WHOLE),
+    case("kimi", data=2, expert=2, options=(*ALLGATHER, *RECOMPUTED_MIXTURES), **WHOLE),
+    case("latent", context=2, **WHOLE),
+    case("latent", pipeline=2, virtual_pipeline=2, tied=True, **WHOLE),
+]
+MORE_OF_FOUR = [
     case("qwen3moe", tensor=2, context=2, expert=4, options=ALLGATHER, **WHOLE),
+    case("mixtral", data=4, expert=2),
+    case("llama4", data=4, expert=4, overlap=True),
+    case("kimi", tensor=2, context=2, expert=2, expert_tensor=2),
+    case("kimi", tensor=4, expert=2, expert_tensor=2, **WHOLE),
+    case("deepseek", pipeline=2, virtual_pipeline=2, data=2, expert=2, tied=True),
+    case("mixtral", pipeline=2, context=2, expert=2, **WHOLE),
+]
+EIGHT = [
+    case("mixtral", tensor=2, pipeline=2, data=2, expert=2),
+    case("kimi", pipeline=2, context=2, data=2, expert=4),
+    case("deepseek", tensor=2, data=4, expert=4, expert_tensor=2),
 ]
 
 
@@ -87,6 +122,40 @@ def test_two_processes(references: dict[object, Record]) -> None:
 
 def test_four_processes(references: dict[object, Record]) -> None:
     check(FOUR, references)
+
+
+def test_ranks_draw_the_same_weights_of_what_they_both_hold_and_others_of_the_rest() -> None:
+    """Of a mixture spread over 2 expert ranks and cut over 2 tensor ranks, with 2 replicas of everything."""
+
+    def work() -> list[tuple[tuple[str, Cut], Tensor]]:
+        built = build(case("kimi", tensor=2, data=2, expert=2, expert_tensor=1))
+        return [((piece.name, piece.cut), piece.tensor.detach().clone()) for piece in pieces(built)]
+
+    held: dict[tuple[str, Cut], list[Tensor]] = {}
+    for rank in run_world(4, work):
+        for key, tensor in rank:
+            held.setdefault(key, []).append(tensor)
+    assert {len(copies) for copies in held.values()} == {2, 4}
+    assert all(torch.equal(copy, copies[0]) for copies in held.values() for copy in copies)
+    drawn = [copies[0].flatten()[:4].tolist() for copies in held.values() if copies[0].dim() > 1]
+    assert len({tuple(values) for values in drawn}) == len(drawn)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("cases", [MORE_OF_TWO, MORE_OF_FOUR, EIGHT], ids=["two", "four", "eight"])
+def test_more_layouts(cases: list[Case], references: dict[object, Record]) -> None:
+    """About 40 + 40 + 40 s on two free cores."""
+    check(cases, references)
+
+
+@pytest.mark.full
+def test_bf16_trains() -> None:
+    """The experts' bias stays in fp32. About 10 s."""
+    mixed = case("kimi", data=2, expert=2, bf16=True)
+    reference = run_reference(mixed)
+    [difference] = run_cases([mixed], {mixed: reference})
+    assert difference.loss <= 2e-2, difference
+    assert difference.grad_norm <= 5e-2, difference
 
 
 def test_router_losses_weigh_the_same_where_the_loss_is_a_mean_over_tokens() -> None:
