@@ -39,7 +39,10 @@ class Parallel:
     def __str__(self) -> str:
         degrees = {"tensor": self.tensor, "pipeline": self.pipeline, "context": self.context, "data": self.data}
         factors = " x ".join(f"{name} {n}" for name, n in degrees.items() if n > 1 or name != "context")
-        return f"{factors} = {self.world_size} process{'es' if self.world_size > 1 else ''}"
+        others = {"virtual_pipeline": self.virtual_pipeline, "expert": self.expert, "expert_tensor": self.expert_tensor}
+        also = ", ".join(f"{name} {n}" for name, n in others.items() if n > 1)
+        processes = f"{self.world_size} process{'es' if self.world_size > 1 else ''}"
+        return f"{factors} = {processes}" + (f" ({also})" if also else "")
 
 
 def start(parallel: Parallel, seed: int) -> Platform:

@@ -3,10 +3,12 @@
 import pytest
 import torch
 from torch import Tensor
-from world_support import Case, build, literals, model, parallel, run_world
+from world_support import Case, build, build_frozen, literals, model, parallel, run_world
 
 from trainwright.runtime.errors import Unsupported
+from trainwright.runtime.megatron.generate import CachedModel
 from trainwright.runtime.megatron.layers import alibi_slopes
+from trainwright.runtime.megatron.loop import forward_logits
 from trainwright.runtime.megatron.platform import Literals
 from trainwright.runtime.megatron.specs import layer_specs
 
@@ -45,6 +47,18 @@ def test_alibi_is_the_plain_formula() -> None:
 
     for difference in run_world(1, work)[0]:
         assert difference.abs().max() < 1e-5
+
+
+def test_kept_keys_and_values_are_at_their_distance() -> None:
+    def work() -> tuple[Tensor, Tensor]:
+        built = build_frozen(Case(family="bloom"))
+        cached, tokens = CachedModel(built), [7 * place % 256 for place in range(12)]
+        steps = [cached.next_logits(tokens[:length]) for length in (5, 9, 10, 12)]
+        whole = forward_logits(built, torch.tensor(tokens))
+        return torch.stack(steps), whole[[4, 8, 9, 11]]
+
+    [(steps, whole)] = run_world(1, work)
+    torch.testing.assert_close(steps, whole, rtol=1e-5, atol=1e-5)
 
 
 def test_alibi_needs_the_runtimes_own_attention() -> None:

@@ -273,6 +273,27 @@ def test_cuda_runs_the_program_as_written_or_says_what_is_missing(monkeypatch: p
         here.adapt(platform.Literals(fused, written.ddp, written.optimizer, "local"))
 
 
+def test_what_transformer_engine_alone_recomputes_is_kept_on_a_cpu_and_refused_on_cuda(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written, _ = literals(
+        Case(options=(("recompute_granularity", "selective"), ("recompute_modules", ("layernorm", "mlp"))))
+    )
+    used, overrides = platform.current().adapt(written)
+    assert [str(override) for override in overrides] == ["model.recompute_modules=('layernorm', 'mlp') -> ['mlp']"]
+    assert used.model.recompute_modules == ["mlp"]
+    monkeypatch.setattr(platform, "find_spec", lambda name: None)
+    with pytest.raises(Unsupported, match="recomputes layernorm through Transformer Engine, which is not installed"):
+        platform.Platform("cuda", "nccl", torch.device("cuda", 0)).adapt(written)
+
+
+def test_a_cpu_keeps_what_gloo_still_sends() -> None:
+    options = (("overlap_p2p_comm", True), ("deallocate_pipeline_outputs", True))
+    used, overrides = platform.current().adapt(literals(replace(INTERLEAVED, options=options))[0])
+    assert [str(override) for override in overrides] == ["model.deallocate_pipeline_outputs=True -> False"]
+    assert used.model.deallocate_pipeline_outputs is False
+
+
 @pytest.mark.parametrize("kind", ["cosine", "linear", "wsd", "constant"])
 def test_the_learning_rate_warms_up_and_ends_at_its_floor(kind: str) -> None:
     """Warm-up of 4, 10 steps, with wsd a decay over the last 4; a run that resumes after step 8 goes on with the same rates."""
