@@ -4,6 +4,7 @@ Feasibility (memory, time, money) is not legality: `choose/` filters by it. What
 """
 
 from trainwright.compiler.estimate.layouts import one_layout
+from trainwright.compiler.facts import find_device
 from trainwright.compiler.layout_rules import Terms, list_violations
 from trainwright.compiler.metrics import list_metrics
 from trainwright.compiler.plan import Plan, decided_leaves
@@ -52,12 +53,53 @@ def _whole_plan(plan: Plan) -> list[str]:
         problems.append(
             f"min_learning_rate: {training.min_learning_rate} must be between 0 and learning_rate {training.learning_rate}"
         )
+    problems += _kernels(plan)
     if training.balancing == "bias" and not plan.shape.router_bias:
         problems.append(
             f"balancing: bias moves the bias of the routers, and those of {plan.shape.family} have none: take aux_loss or none"
         )
     problems += _tuning(plan) + _gates(plan)
     problems += [f"reasons: {path} has none" for path, _ in decided_leaves(plan) if path not in plan.reasons]
+    return problems
+
+
+def _kernels(plan: Plan) -> list[str]:
+    """What kernels need of the device, the layer spec and the shape."""
+    kernels, layout, shape, device = plan.kernels, plan.layout, plan.shape, find_device(plan.cluster.device)
+    engine, problems = kernels.layer_spec == "transformer_engine", []
+    if kernels.fp8 != "none":
+        if not (device.fp8 and engine and kernels.bf16):
+            problems.append(
+                f"fp8: {kernels.fp8} needs a device with 8-bit products, Transformer Engine and bf16; here {device.name}, "
+                f"{kernels.layer_spec}, {plan.training.precision}"
+            )
+        widths = {"hidden_size": shape.hidden_size, "ffn_hidden_size": shape.ffn_hidden_size // layout.tensor}
+        problems += [
+            f"fp8: {name} {width} on a device is no multiple of 16, which 8-bit products take"
+            for name, width in widths.items()
+            if width % 16
+        ]
+    if layout.fsdp != "none" and not (device.kind == "cuda" and layout.distributed_optimizer and layout.pipeline == 1):
+        problems.append(
+            f"fsdp: {layout.fsdp} needs CUDA devices, distributed_optimizer: true and pipeline 1 (Megatron-Core 0.16's FSDP "
+            f"replaces the data-parallel wrapper that pipelines schedule); here {device.name}, {layout.distributed_optimizer}, "
+            f"pipeline {layout.pipeline}"
+        )
+    if shape.positions == "alibi" and engine:
+        problems.append(
+            "positions: alibi is a bias in the runtime's own attention; Transformer Engine's has none: layer_spec local"
+        )
+    fused = [name for name in ("layernorm", "mla_up_proj", "moe_act") if name in layout.recompute_modules]
+    if fused and not engine:
+        problems.append(
+            f"recompute_modules: {', '.join(fused)} need Transformer Engine in Megatron-Core 0.16; layer_spec is"
+            f" {kernels.layer_spec}"
+        )
+    two = layout.virtual_pipeline > 1 and layout.pipeline == 2
+    if two and kernels.batch_p2p_comm:
+        problems.append(
+            "batch_p2p_comm: with 2 interleaved stages both neighbours are one process, and a batch swaps the two messages"
+        )
     return problems
 
 

@@ -89,6 +89,7 @@ class _Literals:
     router_z_loss: float | None
     balancing: str
     fp8: bool
+    fsdp: bool
     output_multiplier: float
 
 
@@ -271,6 +272,7 @@ def _literals(plan: Plan, layout: Layout) -> _Literals:
         router_z_loss=training.router_z_loss or None,
         balancing=balancing,
         fp8=plan.kernels.fp8 != "none",
+        fsdp=layout.fsdp != "none",
         output_multiplier=1.0 / training.mup_width,
     )
 

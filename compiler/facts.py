@@ -30,6 +30,7 @@ class Device:
     description: str
     peak_flops_per_s: Mapping[str, float]  # by precision: "bf16", "fp32"
     memory_bytes: int  # what PyTorch calls the total capacity
+    fp8: bool  # its matrix products take 8-bit floats
     memory_bandwidth_bytes_per_s: float
     intra_node_bytes_per_s: float
     inter_node_bytes_per_s: float
@@ -315,6 +316,7 @@ def _device(name: str, raw: Mapping[str, Any]) -> Device:
         description=raw["description"],
         peak_flops_per_s=MappingProxyType({precision: float(peak["value"]) for precision, peak in peaks.items()}),
         memory_bytes=int(values.pop("memory_bytes")),
+        fp8=raw.get("fp8", False),
         **values,
         sources=MappingProxyType(sources | {f"peak_flops_per_s.{key}": peak["source"] for key, peak in peaks.items()}),
     )

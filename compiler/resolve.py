@@ -186,6 +186,9 @@ class ResolvedLayout:
     recompute_method: str = "uniform"  # of full recompute
     recompute_layers: int = 1
     gradient_dtype: Choice[str] = GRADIENTS
+    fsdp: str = "none"
+    fp8: str = "none"
+    fp8_recipe: str = "delayed"  # where fp8 is on
 
 
 @dataclass(frozen=True)
@@ -210,6 +213,7 @@ class ResolvedSpec:
 LAW, REPEATED_LAW, MIXTURE_LAW = "epoch2024", "muennighoff2023", "ludziejewski2025"
 _RECOMPUTE = ("none", "selective", "full")
 _MOST_PIPELINE_STAGES = 1024
+_ROTARY_BASE = 10_000  # RoFormer (arXiv 2104.09864), where a family with other positions has none
 _MOST_EXPERT_DEVICES = 256  # expert-parallel: the largest that DeepSeek, Kimi and Qwen report, with a margin
 _LARGEST_MICRO_BATCH = 64  # sequences: beyond it a device is busy already, and activations only grow
 
@@ -276,6 +280,21 @@ def resolve_spec(loaded: LoadedSpec) -> ResolvedSpec:
     )
 
 
+def _positioned(family: Family, model: ModelSpec) -> Family:
+    """The family with the positions that the user wants, published sizes too."""
+    changes: dict[str, Any] = {}
+    if model.positions is not None and model.positions != family.rules.positions:
+        base = family.rules.rotary_base or _ROTARY_BASE
+        changes = {"positions": model.positions, "rotary_base": base if model.positions == "rope" else 0}
+    further = dict(family.rules.shape)
+    if model.rotary_scaling is not None:
+        further["rotary_scaling"] = model.rotary_scaling
+    rules = replace(family.rules, **changes, shape=further)
+    scaled = {"rotary_scaling": further["rotary_scaling"]} if "rotary_scaling" in further else {}
+    published = {name: replace(shape, **changes, **scaled) for name, shape in family.published.items()}
+    return replace(family, rules=rules, published=published)
+
+
 def _further_layout(given: LayoutSpec, family: Family, devices: int) -> dict[str, Any]:
     """What is searched of mixtures alone, or is what the user pinned."""
     split = StageSplit(
@@ -297,6 +316,9 @@ def _further_layout(given: LayoutSpec, family: Family, devices: int) -> dict[str
         "recompute_modules": given.recompute_modules or ("core_attn",),
         "recompute_method": given.recompute_method or "uniform",
         "recompute_layers": given.recompute_layers or 1,
+        "fsdp": given.fsdp or "none",
+        "fp8": given.fp8 or "none",
+        "fp8_recipe": given.fp8_recipe or "delayed",
         "gradient_dtype": open_choice(given.gradient_dtype, ("fp32", "bf16")),
     }
 
@@ -313,7 +335,7 @@ def _facts(spec: Spec, document: Document) -> tuple[Family, Device]:
             problems.append(f"{document.place(path)}: {path}: {error}")
     if problems:
         raise UnknownNameError("\n".join(problems))
-    return find_family(spec.model.family), find_device(spec.compute.device)
+    return _positioned(find_family(spec.model.family), spec.model), find_device(spec.compute.device)
 
 
 def _law(spec: Spec, family: Family, document: Document) -> Law:

@@ -106,6 +106,16 @@ class ModelSpec(Section):
     precision: Literal["bf16", "fp32"] | None = Field(
         default=None, description="number format of parameters and activations in training"
     )
+    positions: Literal["rope", "learned", "alibi", "none"] | None = Field(
+        default=None, description="how positions are told; absent: as the family's"
+    )
+    rotary_scaling: float | None = Field(
+        default=None,
+        ge=1,
+        le=1000,
+        description="factor by which Llama 3's scaling stretches the slow rotary frequencies, for contexts beyond 8,192 tokens"
+        " (8 in Llama 3.1); absent: none",
+    )
     vocab_size: int | None = Field(
         default=None, ge=261, le=2_000_000, description="entries of the tokenizer (count), before padding"
     )
@@ -406,6 +416,17 @@ class LayoutSpec(Section):
     )
     recompute_layers: int | None = Field(
         default=None, ge=1, le=1000, description="of full recompute: layers a unit, or a stage (count); absent: 1"
+    )
+    fsdp: Literal["none", "optim", "optim_grads", "optim_grads_params"] | None = Field(
+        default=None,
+        description="Megatron's FSDP instead of the distributed optimizer, and what it shards over data; absent: none",
+    )
+    fp8: Literal["none", "e4m3", "hybrid"] | None = Field(
+        default=None,
+        description="8-bit floats in matrix products: e4m3, or hybrid (e5m2 for gradients); absent: none",
+    )
+    fp8_recipe: Literal["delayed", "tensorwise", "blockwise", "mxfp8"] | None = Field(
+        default=None, description="how 8-bit floats are scaled; absent: delayed"
     )
     gradient_dtype: Literal["fp32", "bf16"] | None = Field(
         default=None, description="number format in which gradients are summed; absent: fp32"

@@ -32,6 +32,8 @@ def assemble_plan(spec: ResolvedSpec, chosen: Candidate, rounds: tuple[Round, ..
         ledger,
         cuda=compute.device.kind == "cuda",
         layer_spec=spec.layout.layer_spec.values[0],
+        fp8=spec.layout.fp8,
+        fp8_recipe=spec.layout.fp8_recipe,
         fp32_gradients=chosen.workload.gradient_bytes == 4,
         precision=chosen.training.precision,
         shape=chosen.shape,

@@ -13,6 +13,7 @@ import numpy as np
 from trainwright.compiler.errors import InfeasibleError
 from trainwright.compiler.estimate.layouts import (
     DEGREES,
+    FSDP,
     FULL,
     RECOMPUTE,
     RECOMPUTE_METHODS,
@@ -113,7 +114,7 @@ def enumerate_layouts(terms: Terms, open_layout: ResolvedLayout) -> Layouts:
         **_split_layers(terms.shape.num_layers, pipeline, chunks, open_layout.split),
         sequence_parallel=ones * open_layout.sequence_parallel[0] > 0 if open_layout.sequence_parallel else tensor > 1,
         distributed_optimizer=ones * open_layout.distributed_optimizer > 0,
-        fsdp=0 * ones,
+        fsdp=ones * FSDP.index(open_layout.fsdp),
         recompute=recompute,
         recompute_modules=np.where(recompute == SELECTIVE, modules_code(open_layout.recompute_modules), 0),
         recompute_method=np.where(recompute == FULL, RECOMPUTE_METHODS.index(open_layout.recompute_method), 0),
