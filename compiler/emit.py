@@ -82,6 +82,7 @@ class _Literals:
     recompute_layers: int | None
     q_lora_rank: int | None
     shared_experts: int | None
+    no_rope: str  # source: a list of a 1 a layer without positions and a 0 for the others
     moe_layers: str  # source: a list of a 1 a mixture and a 0 a dense layer
     router_scaling: float | None
     router_groups: int | None
@@ -265,7 +266,8 @@ def _literals(plan: Plan, layout: Layout) -> _Literals:
         recompute_layers=layout.recompute_layers or None,
         q_lora_rank=shape.q_lora_rank or None,
         shared_experts=shape.shared_ffn_hidden_size or None,
-        moe_layers=_moe_layers(shape),
+        no_rope=_pattern(0, shape.num_layers, max(shape.no_rope_every, 1)),
+        moe_layers=_pattern(shape.first_dense_layers, shape.num_layers, shape.moe_every),
         router_scaling=None if shape.router_scaling == 1.0 else shape.router_scaling,
         router_groups=shape.router_groups or None,
         router_group_topk=shape.router_group_topk or None,
@@ -277,14 +279,14 @@ def _literals(plan: Plan, layout: Layout) -> _Literals:
     )
 
 
-def _moe_layers(shape: Shape) -> str:
-    """Which layers are mixtures, as Python source."""
-    rest, every = shape.num_layers - shape.first_dense_layers, shape.moe_every
-    dense = f"[0] * {shape.first_dense_layers} + " if shape.first_dense_layers else ""
+def _pattern(before: int, num_layers: int, every: int) -> str:
+    """A list of a 1 for every n-th layer after the first ones and a 0 for the others, as Python source."""
+    rest = num_layers - before
+    zeros = f"[0] * {before} + " if before else ""
     if every == 1:
-        return f"{dense}[1] * {rest}"
+        return f"{zeros}[1] * {rest}"
     period = ", ".join(["0"] * (every - 1) + ["1"])
-    return f"{dense}[{period}] * {rest // every}" + (f" + [0] * {rest % every}" if rest % every else "")
+    return f"{zeros}[{period}] * {rest // every}" + (f" + [0] * {rest % every}" if rest % every else "")
 
 
 def _row(stage: Stage) -> dict[str, Any]:

@@ -108,9 +108,10 @@ def choose_kernels(
         ),
         apply_rope_fusion=note(
             "apply_rope_fusion",
-            engine and shape.positions == "rope",
+            engine and shape.positions == "rope" and not shape.kv_lora_rank,
             "Transformer Engine has a kernel for rotary positions",
-            f"no kernel: it needs Transformer Engine and rotary positions; here {layer_spec}, {shape.positions}",
+            f"it needs Transformer Engine and rotary positions, and not latent attention, with which Megatron-Core 0.16 calls it"
+            f" experimental; here {layer_spec}, {shape.positions}",
         ),
         fp8=ledger.note("kernels.fp8", fp8, "default", "not asked for", pin="layout.fp8"),
         fp8_recipe=ledger.note(

@@ -84,7 +84,17 @@ class Platform:
             ddp=copy.copy(written.ddp),
             optimizer=copy.copy(written.optimizer),
         )
+        if written.ddp is not None and written.ddp.use_megatron_fsdp:
+            raise Unsupported(
+                "the program says use_megatron_fsdp=True, and this runtime has not been shown to train as one process with it: "
+                "write use_megatron_fsdp=False, or leave layout.fsdp out of the spec, for the distributed optimizer"
+            )
         if self.name == "cuda":
+            if written.model.fp8 and written.layer_spec == "local":
+                raise Unsupported(
+                    f"the program says fp8={written.model.fp8!r}, and 8-bit products are Transformer Engine's: write "
+                    "layer_spec='transformer_engine', or fp8=None"
+                )
             if written.layer_spec == "transformer_engine" and find_spec("transformer_engine") is None:
                 raise Unsupported(
                     "the program says layer_spec='transformer_engine', but Transformer Engine is not installed: "
@@ -108,6 +118,9 @@ class Platform:
                 )
             return used, ()
         overrides = []
+        if written.model.fp8:
+            overrides.append(Override("model.fp8", written.model.fp8, None))
+            used.model.fp8 = None
         if written.layer_spec != "local":
             overrides.append(Override("layer_spec", written.layer_spec, "local"))
             used = dataclasses.replace(used, layer_spec="local")
