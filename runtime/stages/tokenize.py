@@ -30,11 +30,11 @@ def run(*, stage: str, inputs: str, tokenizer: str) -> None:
     workspace = open_workspace()
     folder, source_folder, tokenizer_folder = (workspace.stage(name) for name in (stage, inputs, tokenizer))
     counts: dict[str, dict[str, int]] = read_summary(source_folder)["documents"]
-    end_of_text: int = read_summary(tokenizer_folder)["special_tokens"][END_OF_TEXT]
+    trained = read_summary(tokenizer_folder)
     if not sum(counts["train"].values()):
         raise DataError(f"the train split of stage {inputs!r} is empty: there is nothing to train on")
     tokenizer_file = tokenizer_folder.output / "tokenizer.json"
-    encoder = load_encoder(tokenizer_file)
+    encoder, end_of_text = load_encoder(tokenizer_file), trained["special_tokens"][END_OF_TEXT]
     for path in (folder.output, index_cache(folder.output)):
         shutil.rmtree(path, ignore_errors=True)
 
