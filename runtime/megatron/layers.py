@@ -153,11 +153,7 @@ class CausalAttention(torch.nn.Module):
             distance = torch.arange(keys, device=device) - torch.arange(keys - queries, keys, device=device)[:, None]
             bias = torch.tensor(self.slopes, device=device)[:, None, None] * distance
             return bias.masked_fill(distance > 0, -math.inf).to(query.dtype)[None]
-        if queries == keys:
-            return None
-        if query.is_cuda:
-            return causal_lower_right(queries, keys)  # a flash kernel knows this one
-        return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+        return None if queries == keys else causal_lower_right(queries, keys)  # a flash kernel knows it
 
 
 def alibi_slopes(heads: int) -> list[float]:
