@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from trainwright.compiler.ramp import trained_tokens
 from trainwright.runtime.errors import DataError, Unsupported
 from trainwright.runtime.megatron.batches import Batches, Ramp
 
@@ -159,6 +161,16 @@ def test_a_ramp_is_megatrons(start: int, increment: int, count: int, per_increme
         assert (batches.before(step), batches.size(step)) == (trained, megatron.current_global_batch_size)
         trained += batches.size(step)
     assert batches.sizes[-1] == whole
+
+
+@given(start=st.integers(1, 40), increment=st.integers(1, 40), count=st.integers(1, 30), sequences=st.integers(1, 9000))
+def test_a_plan_counts_a_ramp_as_the_run_does(start: int, increment: int, count: int, sequences: int) -> None:
+    whole = start + count * increment
+    batches = Batches(whole, Ramp(start, increment, sequences))
+    ramp = {"ramp_start": start, "ramp_increment": increment, "ramp_sequences": sequences}
+    for steps in (sequences, sequences + 7):  # the ramp is over by then
+        training: Any = SimpleNamespace(**ramp, global_batch=whole, context_length=1, steps=steps)
+        assert trained_tokens(training) == batches.before(steps)
 
 
 @pytest.mark.parametrize(

@@ -19,12 +19,17 @@ from trainwright.runtime.megatron.lion import Lion
 OPTIMIZERS = ("adam", "lion")
 
 
-def build_optimizer(config: Any, chunks: Sequence[Any], overrides: Mapping[Any, Any]) -> Any:
-    """Megatron-Core's optimizer over DDP-wrapped model chunks. `config` is its OptimizerConfig, `overrides` its
-    `config_overrides`. Raises Unsupported for an optimizer that the runtime does not know."""
+def check_optimizer(config: Any) -> None:
+    """Raise Unsupported for an optimizer that the runtime does not know. `config` is Megatron-Core's OptimizerConfig."""
     if config.optimizer not in OPTIMIZERS:
         known = " or ".join(map(repr, OPTIMIZERS))
         raise Unsupported(f"optimizer={config.optimizer!r} is unknown to this runtime: write {known}")
+
+
+def build_optimizer(config: Any, chunks: Sequence[Any], overrides: Mapping[Any, Any]) -> Any:
+    """Megatron-Core's optimizer over DDP-wrapped model chunks. `config` is its OptimizerConfig, `overrides` its
+    `config_overrides`. Raises Unsupported as `check_optimizer`."""
+    check_optimizer(config)
     if config.optimizer == "adam":
         return get_megatron_optimizer(config, list(chunks), dict(overrides))
     around = copy.copy(config)

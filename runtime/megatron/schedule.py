@@ -33,7 +33,7 @@ class LearningRate:
 
     def __init__(self, schedule: Schedule, optimizer: Any, config: Any, *, finished_steps: int) -> None:
         """`config` is Megatron-Core's OptimizerConfig. Raises Unsupported for a schedule that cannot be."""
-        _check(schedule)
+        check_schedule(schedule)
         self._scheduler = OptimizerParamScheduler(
             optimizer,
             init_lr=0.0,
@@ -58,7 +58,8 @@ class LearningRate:
         return float(self._scheduler.get_lr({}))
 
 
-def _check(schedule: Schedule) -> None:
+def check_schedule(schedule: Schedule) -> None:
+    """Raise Unsupported for a schedule that cannot be."""
     if schedule.kind not in STYLES:
         raise Unsupported(f"schedule.kind={schedule.kind!r} is unknown: write {', '.join(map(repr, STYLES))}")
     if not 0 <= schedule.warmup_steps < schedule.steps:

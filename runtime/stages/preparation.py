@@ -27,6 +27,7 @@ from trainwright.runtime.stages.measures import (
 )
 from trainwright.runtime.stages.records import Question, load_conversations, load_preferences, load_questions
 from trainwright.runtime.stages.split import SPLIT_FILE, SplitRule
+from trainwright.runtime.stages.token_files import TokenFiles
 from trainwright.runtime.workspace import StageFolder, Workspace
 
 YAML_SUFFIXES = (".yaml", ".yml")
@@ -134,6 +135,9 @@ class Preparation:
     def _read_text(self, asked: Perplexity) -> None:
         stage = self._workspace.stage(asked.inputs)
         held = HeldOutText(stage.output, read_summary(stage), asked.sources)
+        files = TokenFiles(asked.inputs, held.folder, held.summary)
+        size = held.summary["vocab_size"]
+        files.check(asked.sources, vocab_size=size, tokenizer=self._files.tokenizer, splits=("validation", "test"))
         held.check_baseline(asked.baseline)
         self.measures["text"] = measure_text(held, self._length)
         self._bigram = held if asked.baseline == "bigram" else None

@@ -21,7 +21,7 @@ from trainwright.runtime.megatron.model import Embedding, Model
 from trainwright.runtime.megatron.parallel import Parallel, check_batch, data_rank
 from trainwright.runtime.megatron.parameters import PLAIN, Groups
 from trainwright.runtime.megatron.platform import install
-from trainwright.runtime.megatron.schedule import Schedule
+from trainwright.runtime.megatron.schedule import Schedule, check_schedule
 from trainwright.runtime.reading import ends_of_files
 from trainwright.runtime.stages import stage_verb
 from trainwright.runtime.stages.corpus import read_summary
@@ -95,6 +95,7 @@ def run(
         read_summary(workspace.stage(name))
     _check_data(workspace, data, text, embedding)
     _check_baseline(text, validation)
+    check_schedule(schedule)
     batches = Batches(data.global_batch, data.ramp)
     for size in batches.sizes:
         name = "global_batch" if size == data.global_batch else "the ramp's global batch of"

@@ -20,6 +20,7 @@ from trainwright.runtime.megatron.checkpoint import Checkpoints, Found, Identity
 from trainwright.runtime.megatron.dropout import Draws
 from trainwright.runtime.megatron.losses import Loss
 from trainwright.runtime.megatron.model import Embedding, Model, build, count_parameters
+from trainwright.runtime.megatron.optimizers import check_optimizer
 from trainwright.runtime.megatron.parallel import Parallel, check_model, start
 from trainwright.runtime.megatron.parameters import Groups
 from trainwright.runtime.megatron.platform import Literals
@@ -66,6 +67,8 @@ def open_model(
     check_model(
         parallel, model, sequence_length=embedding.sequence_length, padded_vocab_size=embedding.padded_vocab_size
     )
+    check_optimizer(optimizer)
+    groups.check(embedding.output_multiplier)
     platform = start(parallel, seed)
     log = print_line if dist.get_rank() == 0 else _ignore
     literals, overrides = platform.adapt(Literals(model, ddp, optimizer, layer_spec))

@@ -24,6 +24,7 @@ from trainwright.runtime.stages.crew import Crew
 from trainwright.runtime.stages.heldout import HeldOutText, score
 from trainwright.runtime.stages.preparation import Preparation
 from trainwright.runtime.stages.records import Message
+from trainwright.runtime.stages.token_files import tokenizer_id
 from trainwright.runtime.stages.tokenizer import train as train_tokenizer
 from trainwright.runtime.workspace import DATA_ROOT_VARIABLE, Workspace, write_json
 
@@ -101,6 +102,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
         "vocab_size": VOCABULARY,
         "end_of_text": 0,
         "token_dtype": "uint16",
+        "tokenizer": tokenizer_id(tokenizer_json),
     }
     write_json(place.stage("tokenize").summary, summary)
 

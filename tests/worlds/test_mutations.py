@@ -13,17 +13,20 @@ from world_support import (
     MICRO_BATCH,
     Case,
     Record,
+    Task,
     build,
     compare,
     dist,
     parallel,
     run_reference,
     run_world,
+    text,
     train,
 )
 
 from trainwright.runtime.errors import Diverged
 from trainwright.runtime.megatron import context, layers, loop
+from trainwright.runtime.megatron.losses import text_loss
 
 TENSOR = Case(tensor=2, distributed_optimizer=False)  # sequence parallel
 PLAIN_TENSOR = Case(tensor=2, distributed_optimizer=False, sequence_parallel=False)
@@ -45,6 +48,7 @@ SHARDED_CONTEXT = Case(context=2, steps=4)
 PACKED_CONTEXT = Case(context=2, steps=4, distributed_optimizer=False, task=PACKED)
 INTERLEAVED = Case(pipeline=2, virtual_pipeline=2, steps=4, distributed_optimizer=False, tied=True)
 INTERLEAVED_DATA = Case(pipeline=2, virtual_pipeline=2, data=2, steps=4)
+Z_LOSS = Case(tensor=2, distributed_optimizer=False, task=Task("z-loss", text, text_loss(0.02), per_token=False))
 SINGLE = Case(steps=4, distributed_optimizer=False)
 
 LINEAR = "layers.py:LinearWithGradAccumulationAndAsyncCommunication"
@@ -105,6 +109,10 @@ MUTATIONS: list[tuple[Case, Mutation | Wrong]] = [
     (TENSOR, Mutation("cross entropy: maximum", "all_reduce", ("cross_entropy.py",), turn=0)),
     (TENSOR, Mutation("cross entropy: predicted logit", "all_reduce", ("cross_entropy.py",), turn=1)),
     (TENSOR, Mutation("cross entropy: sum of exponentials", "all_reduce", ("cross_entropy.py",), turn=2)),
+    *(
+        (Z_LOSS, Mutation(f"z-loss: {name}", "all_reduce", ("cross_entropy.py:_CrossEntropy",), turn=turn))
+        for turn, name in enumerate(("maximum", "predicted logit", "sum of exponentials"))
+    ),
     # gradients, tensor parallel
     (PLAIN_TENSOR, Mutation("tensor: backward all-reduce", "all_reduce", (f"{LINEAR}.backward",))),
     (
