@@ -24,18 +24,19 @@ from trainwright.runtime.megatron.context import in_order
 
 
 class Norm(torch.nn.Module):
-    """RMSNorm or LayerNorm over the last dimension, as the model's config says.
+    """RMSNorm or LayerNorm over the last dimension, as the model's config says; with layernorm_zero_centered_gamma (Gemma's)
+    the normalised vector is multiplied by 1 + weight.
 
     Its parameters are marked so that Megatron-Core sums their gradients over tensor ranks under sequence parallelism.
     """
 
     def __init__(self, config: Any, hidden_size: int, eps: float = 1e-5, **ignored: object) -> None:
         super().__init__()
-        if config.layernorm_zero_centered_gamma:
-            raise ValueError("layernorm_zero_centered_gamma needs Transformer Engine's layer spec")
         self.eps = eps
         self.shape = (hidden_size,)
-        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=_device()))
+        self.centre = 1.0 if config.layernorm_zero_centered_gamma else 0.0
+        initial = torch.full(self.shape, 1.0 - self.centre, dtype=config.params_dtype, device=_device())
+        self.weight = torch.nn.Parameter(initial)
         self.bias: torch.nn.Parameter | None = None
         if config.normalization == "LayerNorm":
             self.bias = torch.nn.Parameter(torch.zeros(hidden_size, dtype=config.params_dtype, device=_device()))
@@ -44,9 +45,10 @@ class Norm(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., hidden] -> [..., hidden]."""
+        weight = self.weight + self.centre if self.centre else self.weight
         if self.bias is None:
-            return F.rms_norm(x, self.shape, self.weight, self.eps)
-        return F.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
+            return F.rms_norm(x, self.shape, weight, self.eps)
+        return F.layer_norm(x, self.shape, weight, self.bias, self.eps)
 
 
 class CausalAttention(torch.nn.Module):

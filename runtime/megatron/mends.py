@@ -12,9 +12,7 @@ from megatron.core.models.gpt import gpt_model
 from megatron.core.tensor_parallel import mappings
 from megatron.core.transformer import multi_latent_attention
 from megatron.core.transformer.moe import moe_utils, token_dispatcher
-from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.multi_token_prediction import roll_tensor
-from megatron.core.transformer.torch_norm import L2Norm
 from torch import Tensor
 
 
@@ -29,10 +27,6 @@ def mend() -> None:
         multi_latent_attention.HAVE_TE = False
     if torch.cuda.is_available():
         return
-    for owner, name in ((TopKRouter, "_apply_expert_bias"), (L2Norm, "_norm")):
-        # A compiler is not worth its start for these, and fails on stand-ins for CUDA's functions.
-        compiled = getattr(owner, name)
-        setattr(owner, name, getattr(compiled, "_torchdynamo_orig_callable", compiled))
     token_dispatcher.maybe_move_tensor_to_cpu = _splits_of
     mappings._gather_along_first_dim = _gather_along_first_dim
     mappings._reduce_scatter_along_first_dim = _reduce_scatter_along_first_dim

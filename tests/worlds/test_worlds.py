@@ -62,10 +62,12 @@ def test_four_processes(reference: Record) -> None:
 
 
 def test_families_and_tied_embeddings() -> None:
-    """LayerNorm, biases, learned positions; QK norm; an embedding shared by the first and last pipeline stage."""
+    """LayerNorm, biases, learned positions; QK norm; norms around 1 and wide heads; an embedding shared by the first and last
+    stage."""
     cases = [
         Case(tensor=2, family="gpt", tied=True, distributed_optimizer=False),
         Case(tensor=2, family="qwen", distributed_optimizer=False),
+        Case(tensor=2, family="gemma", tied=True, distributed_optimizer=False, steps=5),
         Case(pipeline=2, tied=True, distributed_optimizer=False),
     ]
     references = {case: run_reference(case) for case in cases}

@@ -1,8 +1,10 @@
-"""Tiny members of families with experts, latent attention and prediction of further tokens, as Megatron-Core's configs."""
+"""Tiny members of families, as Megatron-Core's configs: Gemma's, and those with experts, latent attention and prediction of
+further tokens."""
 
 from typing import Any
 
 import torch
+from megatron.core.activations import fast_gelu
 
 LLAMA: dict[str, Any] = {
     "normalization": "RMSNorm",
@@ -11,6 +13,7 @@ LLAMA: dict[str, Any] = {
     "add_bias_linear": False,
 }
 EXPERTS: dict[str, Any] = {
+    "moe_router_dtype": "fp32",
     "num_moe_experts": 8,
     "moe_ffn_hidden_size": 64,
     "moe_router_topk": 2,
@@ -36,6 +39,16 @@ SIGMOID_WITH_BIAS: dict[str, Any] = {
     "moe_layer_freq": [0, 1, 1, 1],
 }
 AUXILIARY: dict[str, Any] = {"moe_router_load_balancing_type": "aux_loss", "moe_aux_loss_coeff": 0.02}
+
+GEMMA: dict[str, Any] = {
+    "normalization": "RMSNorm",
+    "layernorm_zero_centered_gamma": True,
+    "gated_linear_unit": True,
+    "activation_func": fast_gelu,
+    "add_bias_linear": False,
+    "num_query_groups": 2,
+    "kv_channels": 32,  # not hidden_size / num_attention_heads
+}
 
 MIXTURES: dict[str, dict[str, Any]] = {
     "mixtral": {**LLAMA, **EXPERTS, **AUXILIARY, "num_query_groups": 2, "moe_z_loss_coeff": 0.01},

@@ -22,7 +22,7 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
 from megatron.core.transformer import MLATransformerConfig, TransformerConfig
-from tiny_families import MIXTURES
+from tiny_families import GEMMA, MIXTURES
 from torch import Tensor
 
 from trainwright.runtime.megatron import dropout, loop, losses, model, parallel, pieces, platform
@@ -215,6 +215,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "add_bias_linear": True,
         "num_query_groups": 4,
     },
+    "gemma": GEMMA,
     **MIXTURES,
 }
 RECOMPUTE = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
@@ -242,7 +243,6 @@ def literals(case: Case) -> tuple[platform.Literals, model.Embedding]:
     family = FAMILIES[case.family]
     config = (MLATransformerConfig if "kv_lora_rank" in family else TransformerConfig)(
         num_layers=case.layers,
-        kv_channels=HEAD_DIM,
         layernorm_epsilon=1e-5,
         hidden_dropout=case.dropout,
         tensor_model_parallel_size=case.tensor,
@@ -260,6 +260,7 @@ def literals(case: Case) -> tuple[platform.Literals, model.Embedding]:
             "hidden_size": 64,
             "ffn_hidden_size": 128,
             "num_attention_heads": 4,
+            "kv_channels": HEAD_DIM,
             "init_method_std": 0.08,
             "batch_p2p_comm": case.virtual_pipeline == 1,
             "attention_dropout": case.dropout,
@@ -282,7 +283,7 @@ def literals(case: Case) -> tuple[platform.Literals, model.Embedding]:
         adam_beta1=0.9,
         adam_beta2=0.95,
         # Where a gradient is all but zero, Adam turns rounding into steps; some token between two experts then goes to the other.
-        adam_eps=1e-6 if "num_moe_experts" in family else 1e-8,
+        adam_eps=1e-6 if case.family in ("gemma", *MIXTURES) else 1e-8,
         clip_grad=1.0,
         bf16=case.bf16,
         params_dtype=dtype,
