@@ -1,6 +1,6 @@
 """What is done with a trained mixture: evaluated, scored, continued, counted, saved, and loaded in another layout."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -176,3 +176,71 @@ def test_whole_tensors_load_in_any_layout_and_are_written_the_same(tmp_path: Pat
         return worst
 
     assert max(run_world(2, again)) == 0.0
+
+
+def test_llama4_computes_what_transformers_computes() -> None:
+    """Every second layer a mixture, of which one expert reads a token multiplied by its score; norms of queries and keys in the
+    layers that have positions. Its RoPE turns neighbouring numbers, as rotary_interleaved=True says."""
+    from transformers import Llama4ForCausalLM, Llama4TextConfig
+
+    def work() -> float:
+        torch.manual_seed(3)
+        theirs = Llama4ForCausalLM(
+            Llama4TextConfig(
+                vocab_size=VOCABULARY,
+                hidden_size=64,
+                intermediate_size=64,
+                intermediate_size_mlp=128,
+                num_hidden_layers=4,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                head_dim=16,
+                num_local_experts=8,
+                interleave_moe_layer_step=2,
+                initializer_range=0.1,
+                rms_norm_eps=1e-5,
+                rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+            )
+        ).eval()
+        ours = build(replace(LLAMA4, options=(("rotary_interleaved", True),)))
+        whole = dict(llama4_tensors(theirs.state_dict()))
+        with torch.no_grad():
+            for piece in pieces(ours):
+                piece.tensor.copy_(whole.pop(piece.name))
+        assert not whole
+        ours.optimizer.reload_model_params()
+        tokens = torch.tensor([(3 + 7 * place) % VOCABULARY for place in range(20)])
+        with torch.no_grad():
+            expected = theirs(tokens[None]).logits[0]
+        return float((forward_logits(ours, tokens) - expected).norm() / expected.norm())
+
+    assert run_world(1, work)[0] < 1e-5
+
+
+def llama4_tensors(theirs: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Tensors of transformers' Llama 4 by the names of Megatron-Core's."""
+    yield "embedding.word_embeddings.weight", theirs["model.embed_tokens.weight"]
+    yield "output_layer.weight", theirs["lm_head.weight"]
+    yield "decoder.final_layernorm.weight", theirs["model.norm.weight"]
+    for number in range(4):
+        here, there = f"decoder.layers.{number}", f"model.layers.{number}"
+        yield f"{here}.input_layernorm.weight", theirs[f"{there}.input_layernorm.weight"]
+        yield f"{here}.pre_mlp_layernorm.weight", theirs[f"{there}.post_attention_layernorm.weight"]
+        yield f"{here}.self_attention.linear_proj.weight", theirs[f"{there}.self_attn.o_proj.weight"]
+        parts = [theirs[f"{there}.self_attn.{name}_proj.weight"].view(2, -1, 64) for name in "qkv"]  # by groups
+        yield f"{here}.self_attention.linear_qkv.weight", torch.cat(parts, dim=1).flatten(0, 1)
+        ffn = f"{there}.feed_forward"
+        if number % 2 == 0:
+            yield from _gated(f"{here}.mlp", theirs, ffn)
+            continue
+        yield f"{here}.mlp.router.weight", theirs[f"{ffn}.router.weight"]
+        yield from _gated(f"{here}.mlp.shared_experts", theirs, f"{ffn}.shared_expert")
+        for expert in range(8):
+            name = f"{here}.mlp.experts.local_experts.{expert}"
+            yield f"{name}.linear_fc1.weight", theirs[f"{ffn}.experts.gate_up_proj"][expert].T
+            yield f"{name}.linear_fc2.weight", theirs[f"{ffn}.experts.down_proj"][expert].T
+
+
+def _gated(here: str, theirs: dict[str, torch.Tensor], there: str) -> Iterator[tuple[str, torch.Tensor]]:
+    yield f"{here}.linear_fc1.weight", torch.cat([theirs[f"{there}.{name}_proj.weight"] for name in ("gate", "up")])
+    yield f"{here}.linear_fc2.weight", theirs[f"{there}.down_proj.weight"]
