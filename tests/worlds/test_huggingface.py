@@ -1,7 +1,7 @@
 """Hugging Face models, real ones of `transformers`, as Megatron-Core's GPTModel, and back: same logits, same tensors."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,14 @@ from trainwright.runtime.errors import CheckpointError, Unsupported
 from trainwright.runtime.megatron import huggingface
 from trainwright.runtime.megatron.canonical import load_canonical
 from trainwright.runtime.megatron.loop import forward_logits
-from trainwright.runtime.megatron.model_files import SavedModel, describe, differences, files_of, read_model
+from trainwright.runtime.megatron.model_files import (
+    SavedModel,
+    describe,
+    differences,
+    files_of,
+    read_model,
+    write_model,
+)
 from trainwright.runtime.megatron.weight_files import INDEX, WEIGHTS, WeightReader
 from trainwright.runtime.stages.export_check import open_transformers
 from trainwright.runtime.stages.export_folder import write_weights
@@ -176,6 +183,36 @@ def test_a_model_comes_and_goes_as_it_is(name: str, tmp_path: Path) -> None:
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert float((read_logits(tmp_path / "back") - theirs.logits).abs().max()) <= 1e-5
+
+
+def test_what_multiplies_the_logits_is_exported_in_the_output_layer(tmp_path: Path) -> None:
+    """Of a model that was trained under muP."""
+    theirs = save(tmp_path / "theirs", *MODELS["llama3"])
+    canonical = tmp_path / "canonical"
+    huggingface.import_folder(theirs.folder, canonical, ignore)
+    saved = read_model(canonical)
+    saved = replace(saved, embedding=replace(saved.embedding, output_multiplier=0.25))
+    write_model(canonical, saved)
+
+    def export() -> torch.Tensor:
+        built = build_saved(saved)
+        load_canonical(built, canonical)
+        logits = forward_logits(built, TOKENS)
+        format = huggingface.format_of(saved)
+        back = tmp_path / "back"
+        back.mkdir()
+        write_weights(back, huggingface.named_weights(WeightReader(canonical).read, format, saved), torch.float32)
+        config = {"architectures": [format.architecture], "model_type": format.model_type, **format.config(saved)}
+        (back / "config.json").write_text(json.dumps(config))
+        return logits
+
+    [logits] = run_world(1, export)
+    assert float((logits - theirs.logits / 4).abs().max()) <= 1e-4
+    assert float((read_logits(tmp_path / "back") - logits).abs().max()) <= 1e-4
+    with pytest.raises(
+        Unsupported, match=r"the model has logits x 0\.25 \(muP\) with an output layer that is the embedding"
+    ):
+        huggingface.format_of(replace(saved, embedding=replace(saved.embedding, tied=True)))
 
 
 def test_bf16_and_many_files(tmp_path: Path) -> None:

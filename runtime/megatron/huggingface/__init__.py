@@ -26,6 +26,7 @@ from trainwright.runtime.step_folders import HUGGINGFACE
 from trainwright.runtime.workspace import write_atomically
 
 FORMATS: tuple[Format, ...] = (*DECODERS, DEEPSEEK, GPT2)
+OUTPUT = "output_layer.weight"
 FULL_PRECISION = ("e_score_correction_bias",)  # tensors that stay in fp32 whatever the others are in
 # Buffers that older versions of transformers saved: they follow from the config.
 _FOLLOWS = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
@@ -33,7 +34,7 @@ _FOLLOWS = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
 
 def format_of(model: SavedModel) -> Format:
     """The format that has a place for all of a model. Raises Unsupported, with what the nearest one lacks."""
-    foreign = {format: format.foreign(model) for format in FORMATS}
+    foreign = {format: [*format.foreign(model), *_foreign_to_all(model)] for format in FORMATS}
     nearest = min(foreign, key=lambda format: len(foreign[format]))
     if foreign[nearest]:
         raise Unsupported(
@@ -46,10 +47,20 @@ def format_of(model: SavedModel) -> Format:
 def named_weights(read: Callable[[str], Tensor], format: Format, model: SavedModel) -> Iterator[tuple[str, Tensor]]:
     """(name in Hugging Face's state dict, tensor) of a whole model's weights. `read` gives those of a canonical checkpoint.
 
-    Rows of the vocabulary's padding and a tied output layer are left out.
+    Rows of the vocabulary's padding and a tied output layer are left out. What multiplies the logits (muP) is part of the output
+    layer there.
     """
     for rule in format.rules(model):
-        yield from zip(rule.theirs, rule.export(read(rule.ours)), strict=True)
+        tensor = read(rule.ours)
+        if rule.ours == OUTPUT and model.embedding.output_multiplier != 1.0:
+            tensor = tensor * model.embedding.output_multiplier
+        yield from zip(rule.theirs, rule.export(tensor), strict=True)
+
+
+def _foreign_to_all(model: SavedModel) -> list[str]:
+    if model.embedding.tied and model.embedding.output_multiplier != 1.0:
+        return [f"logits x {model.embedding.output_multiplier:g} (muP) with an output layer that is the embedding"]
+    return []
 
 
 def read_folder(folder: Path) -> tuple[Format, SavedModel]:
