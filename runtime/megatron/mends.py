@@ -65,7 +65,8 @@ def _gather_along_first_dim(
     sizes = [int(size) for size in output_split_sizes]
     padded = tensor.new_zeros(max(sizes), *tensor.shape[1:])
     padded[: len(tensor)] = tensor
-    gathered = _even_gather(padded, group).split(max(sizes))
+    # Not split: where no rank has any token, as of a short sample, there is nothing to split.
+    gathered = _even_gather(padded, group).view(group.size(), *padded.shape)
     return torch.cat([piece[:size] for piece, size in zip(gathered, sizes, strict=True)])
 
 
