@@ -373,7 +373,7 @@ def _missing_data(resolved: "ResolvedSpec", plan: "Plan") -> list[str]:
     return [
         f"{resolved.pins[place]}: {place}: no file matches {root / path};"
         " the run needs them, under the current folder or `trainwright run --data-root DIR`"
-        for place, path in (*sources, *resolved.stages.paths())
+        for place, path in (("model.initial", resolved.model.initial), *sources, *resolved.stages.paths())
         if path and not glob.glob(str(root / path), recursive=True)
     ]
 

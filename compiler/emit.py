@@ -16,7 +16,8 @@ import jinja2
 from trainwright.compiler.emit_manifest import LAUNCHER_OF_KIND, settings_of, stage_entry
 from trainwright.compiler.errors import NotEmittedError
 from trainwright.compiler.estimate.layouts import DEGREES
-from trainwright.compiler.plan import Layout, Plan, Shape, write_plan
+from trainwright.compiler.export_rules import FORMATS, foreign_to_export
+from trainwright.compiler.plan import Layout, Plan, write_plan
 from trainwright.compiler.plan_stages import Dpo, Sft, StagePlan
 from trainwright.compiler.units import format_quantity, join_words
 from trainwright.runtime.manifest import (
@@ -36,7 +37,8 @@ _ONE_PROCESS: dict[str, Any] = dict.fromkeys(DEGREES, 1) | {
     **dict.fromkeys(("embedding_as_layer", "loss_as_layer"), False),
 }
 _LINE = 88  # columns: `ruff format`'s own default, which programs keep to
-_ACTIVATION = {"silu": "torch.nn.functional.silu", "gelu": "torch.nn.functional.gelu", "gelu_tanh": "fast_gelu"}
+_GELU, _FAST_GELU = "torch.nn.functional.gelu", "fast_gelu"
+_ACTIVATION = {"silu": "torch.nn.functional.silu", "gelu": _GELU, "gelu_tanh": _FAST_GELU}
 # Megatron-Core's words for how experts are balanced (TransformerConfig.moe_router_load_balancing_type).
 _BALANCING = {"none": "none", "aux_loss": "aux_loss", "seq_aux_loss": "seq_aux_loss", "bias": "none"}
 
@@ -152,11 +154,14 @@ def _values(plan: Plan, stage: StagePlan, words: _Words, program: str) -> dict[s
 def not_emitted(plan: Plan) -> list[str]:
     """What of a plan no template emits yet, one line each; empty for a plan that compiles."""
     lines = _without_program(plan)
+    nearest, foreign = foreign_to_export(plan.shape, plan.training)
+    others = join_words([name for name in FORMATS if name != nearest], "and")
     lines.extend(
-        f"stages.{stage.stage}: {plan.shape.family} has {', '.join(foreign)}, and Hugging Face's Llama and Qwen3 formats have no "
-        "place for that; leave the stage out, or take a family like llama, llama2 or qwen3"
+        f"stages.{stage.stage}: {plan.shape.family} has {', '.join(foreign)}: of the Hugging Face formats {nearest} is nearest, "
+        f"and has no place for that, nor have {others}; leave the stage out, or take a family like llama, qwen3, mixtral, "
+        "deepseek_v3 or gpt3"
         for stage in plan.export
-        if (foreign := _foreign_to_export(plan.shape))
+        if foreign
     )
     if plan.shape.activation not in _ACTIVATION:
         lines.append(f"model: activation {plan.shape.activation} is not emitted yet; {' and '.join(_ACTIVATION)} are")
@@ -180,19 +185,6 @@ def _without_program(plan: Plan) -> list[str]:
         fix += f", and let {join_words(rest, 'and')} do without (from, compare)"
     named = ", ".join(f"stages.{name} ({kind})" for name, kind in missing.items())
     return [f"{named}: {none}; `trainwright plan` and `explain` cost them; {fix}"]
-
-
-def _foreign_to_export(shape: Shape) -> list[str]:
-    """What of a shape has no place in the formats that `export` writes."""
-    foreign = {
-        f"{shape.positions} positions": shape.positions != "rope",
-        shape.normalization: shape.normalization != "RMSNorm",
-        "an FFN without gate": not shape.gated,
-        f"the activation {shape.activation}": shape.activation != "silu",
-        "biases in the linear layers": shape.linear_bias,
-        "biases of queries, keys and values": shape.qkv_bias,
-    }
-    return [what for what, is_foreign in foreign.items() if is_foreign]
 
 
 def _environment() -> jinja2.Environment:
@@ -254,7 +246,7 @@ def _literals(plan: Plan, layout: Layout) -> _Literals:
     if training.balancing == "bias" and training.aux_loss:  # DeepSeek-V3's, beside a small loss within each sequence
         balancing = "seq_aux_loss"
     return _Literals(
-        fast_gelu=shape.activation == "gelu_tanh",
+        fast_gelu=_activation(plan) == _FAST_GELU,
         config="MLATransformerConfig" if shape.kv_lora_rank else "TransformerConfig",
         pipelined=layout.pipeline > 1,
         chunks=layout.virtual_pipeline if layout.virtual_pipeline > 1 else None,
@@ -300,6 +292,12 @@ def _row(stage: Stage) -> dict[str, Any]:
     }
 
 
+def _activation(plan: Plan) -> str:
+    """Megatron-Core's fused kernel of gelu computes the approximation with tanh, and takes no other name for it."""
+    activation = _ACTIVATION[plan.shape.activation]
+    return _GELU if activation == _FAST_GELU and plan.kernels.bias_activation_fusion else activation
+
+
 def _words(plan: Plan) -> _Words:
     cluster, estimates, layout = plan.cluster, plan.estimates, plan.layout
     devices = cluster.nodes * cluster.devices_per_node
@@ -318,7 +316,7 @@ def _words(plan: Plan) -> _Words:
         expected=expected_line(plan),
         model=f"{plan.shape.family} with {estimates.parameters:,} parameters",
         tokens=f"{plan.data.budget_tokens:,}",
-        activation=_ACTIVATION[plan.shape.activation],
+        activation=_activation(plan),
         sources=tuple(source.name for source in plan.data.sources),
         weights=tuple(source.weight for source in plan.data.sources) if plan.data.mixture == "weighted" else (),
         multi_node=multi_node,

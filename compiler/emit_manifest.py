@@ -61,6 +61,8 @@ def _inputs(plan: Plan, stage: StagePlan) -> tuple[str, ...]:
     given = settings_of(plan, stage)
     reads: list[Source | Sft | Dpo | Records | Task] = []
     models, files = [stage.initial], []
+    if stage.kind in ("tokenizer", "pretrain"):
+        models.append(plan.training.initial)
     if stage.kind == "ingest":
         reads += plan.data.sources
     if isinstance(given, Sft | Dpo):

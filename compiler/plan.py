@@ -117,13 +117,14 @@ class Data:
     budget_tokens: int  # tokens to train on (steps x tokens a step is this, rounded to whole steps)
     validation_fraction: float  # of each source's bytes, in whole groups of documents
     test_fraction: float  # likewise
-    tokenizer: str  # "byte_bpe"
+    tokenizer: str  # "byte_bpe" | "initial" (that of the initial model)
 
 
 @dataclass(frozen=True)
 class Training:
     context_length: int  # tokens a sequence
     precision: str  # "bf16" | "fp32"
+    initial: str  # path of the model that it starts from, as written; "": random weights
     global_batch: int  # sequences a step
     tokens_per_step: int
     steps: int

@@ -50,6 +50,7 @@ class ResolvedModel:
     shape: tuple[PinnedShape, ...]  # one when pinned, else empty
     context_length: Range  # tokens
     precision: Choice[str]
+    initial: str  # a path as written; "": random weights
     vocab_size: Range
     num_experts: Range  # pinned of a dense family: 0
 
@@ -391,6 +392,7 @@ def _model(model: ModelSpec, family: Family, size: Range, cuda: bool) -> Resolve
         context_length=open_range(model.context_length, "context_length"),
         # Without CUDA, bf16 saves no time, and fp32 is exact to compare.
         precision=open_choice(model.precision, ("bf16", "fp32") if cuda else ("fp32",)),
+        initial=model.initial or "",
         vocab_size=open_range(model.vocab_size, "vocab_size"),
         num_experts=open_range(model.num_experts if family.rules.num_experts else 0, "num_experts"),
     )

@@ -116,6 +116,12 @@ class ModelSpec(Section):
         description="factor by which Llama 3's scaling stretches the slow rotary frequencies, for contexts beyond 8,192 tokens"
         " (8 in Llama 3.1); absent: none",
     )
+    initial: str | None = Field(
+        default=None,
+        min_length=1,
+        description="model whose weights and tokenizer pretraining starts with: a Hugging Face folder, a canonical checkpoint, or"
+        " the folder of a stage of another run; relative to data.root, kept as written; absent: random weights",
+    )
     vocab_size: int | None = Field(
         default=None, ge=261, le=2_000_000, description="entries of the tokenizer (count), before padding"
     )

@@ -56,22 +56,23 @@ def test_an_export_is_one_process_whatever_the_layout() -> None:
     assert b"tensor_model_parallel_size=2," in bundle.files["06_sft.py"]
 
 
-@pytest.mark.parametrize("family", ["llama", "llama2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "llama2", "qwen3", "gpt3"])
 def test_these_families_are_exported(family: str) -> None:
     assert "09_export.py" in emitted(f"model.family={family}").files
 
 
 def test_what_has_no_place_in_the_exported_format_is_refused_at_compile_time() -> None:
     """Only the export is: such a model is tuned like any other."""
+    family = ("model.family=gpt3", "model.positions=alibi")
     with pytest.raises(NotEmittedError) as caught:
-        emitted("model.family=gpt3")
-    _, *lines = str(caught.value).splitlines()
-    foreign = "learned positions, LayerNorm, an FFN without gate, the activation gelu, biases in the linear layers"
-    fix = "leave the stage out, or take a family like llama, llama2 or qwen3"
-    (line,) = lines
+        emitted(*family)
+    _, line = str(caught.value).splitlines()
     assert line.startswith(
-        f"  stages.export: gpt3 has {foreign}, biases of queries, keys and values, and Hugging Face's "
+        "  stages.export: gpt3 has alibi positions: of the Hugging Face formats GPT2 is nearest, and has no"
     )
-    assert line.endswith(fix)
+    assert line.endswith(
+        "nor have Llama, Qwen2, Qwen3, Mixtral, Qwen3Moe and DeepseekV3; leave the stage out, or take a family "
+        "like llama, qwen3, mixtral, deepseek_v3 or gpt3"
+    )
     stages = "stages={pretrain: {}, sft: {data: chat.jsonl}, dpo: {data: pairs.jsonl}, evaluate: {}}"
-    assert "07_dpo.py" in emitted("model.family=gpt3", stages).files
+    assert "07_dpo.py" in emitted(*family, stages).files

@@ -106,7 +106,11 @@ def _data(spec: ResolvedSpec, ledger: Ledger, tokens: int) -> Data:
         test_fraction=ledger.note(
             "data.test_fraction", given.test_fraction.clip(TEST_FRACTION), "default", custom, pin="data.test"
         ),
-        tokenizer=ledger.note("data.tokenizer", "byte_bpe", "default", "spells every text, and is what Llama 3 uses"),
+        tokenizer=ledger.note(
+            "data.tokenizer", "initial", "derived", "weights mean something to their own token ids alone"
+        )
+        if spec.model.initial
+        else ledger.note("data.tokenizer", "byte_bpe", "default", "spells every text, and is what Llama 3 uses"),
     )
 
 

@@ -24,8 +24,11 @@ class Cadence:
 
 
 def fuses_activation(shape: Shape, cuda: bool) -> bool:
-    """Whether Megatron-Core has a fused kernel for the activation (0.16, TransformerConfig: gated SiLU, GELU with a bias)."""
-    return cuda and ((shape.activation == "silu" and shape.gated) or (shape.activation == "gelu" and shape.linear_bias))
+    """Whether Megatron-Core has a fused kernel for the activation (0.16, MLP.forward): of SiLU a gated one, of GELU one gated or
+    with a bias, which computes its approximation with tanh."""
+    silu = shape.activation == "silu" and shape.gated
+    gelu = shape.activation == "gelu_tanh" and (shape.gated or shape.linear_bias)
+    return cuda and (silu or gelu)
 
 
 def gradient_bytes(open_layout: ResolvedLayout) -> int:
@@ -95,7 +98,7 @@ def choose_kernels(
             "bias_activation_fusion",
             fused_activation,
             f"Megatron-Core has a CUDA kernel for {shape.activation} of this kind",
-            "no kernel: it needs CUDA, and gated SiLU or GELU with a bias",
+            "no kernel: it needs CUDA, and gated SiLU, or GELU by its approximation with tanh, gated or with a bias",
         ),
         bias_dropout_fusion=note(
             "bias_dropout_fusion", cuda, "a CUDA kernel for bias, dropout and residual", "no kernel: it needs CUDA"

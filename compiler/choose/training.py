@@ -99,6 +99,7 @@ def choose_training(
             "bf16 where the device has it, fp32 on a CPU",
             pin="model.precision",
         ),
+        initial=ledger.note("training.initial", spec.model.initial, "default", "random weights", pin="model.initial"),
         global_batch=global_batch,
         tokens_per_step=tokens_per_step,
         steps=steps,

@@ -7,6 +7,7 @@ chat_template.jinja   how a conversation becomes text (once it was tuned on conv
 """
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -191,6 +192,8 @@ def describe(config: Any, embedding: Embedding) -> SavedModel:
     fields = {name: getattr(config, name) for name in DEFINING} | _special(config)
     if config.bias_activation_fusion and config.activation_func is torch.nn.functional.gelu:
         fields["activation_func"] = ACTIVATIONS["gelu_tanh"]  # that is what Megatron-Core's fused kernel computes
+    if config.softmax_scale is not None and math.isclose(config.softmax_scale, config.kv_channels**-0.5, rel_tol=1e-5):
+        fields["softmax_scale"] = None  # the scale that it has anyway
     fields["add_qkv_bias"] = config.add_qkv_bias or config.add_bias_linear
     fields["ffn_hidden_size"] = ffn_of_dense_layers(fields)
     if config.multi_latent_attention:
@@ -204,10 +207,14 @@ def ffn_of_dense_layers(fields: Mapping[str, Any]) -> int:
     return int(fields["moe_ffn_hidden_size"] if mixtures_alone else fields["ffn_hidden_size"])
 
 
+def activation_name(function: Any) -> str:
+    """Ours of an activation, or a hand-edited program's own."""
+    names = {id(known): name for name, known in ACTIVATIONS.items()}
+    return names.get(id(function), str(getattr(function, "__name__", "of its own")))
+
+
 def write_model(folder: Path, model: SavedModel) -> None:
-    names = {id(function): name for name, function in ACTIVATIONS.items()}
-    function = model.config["activation_func"]
-    config = {**model.config, "activation_func": names.get(id(function), _show(function))}
+    config = {**model.config, "activation_func": activation_name(model.config["activation_func"])}
     write_json(folder / CANONICAL, {"config": config, "embedding": asdict(model.embedding)})
 
 
@@ -227,4 +234,4 @@ def _special(config: Any) -> dict[str, Any]:
 
 
 def _show(value: object) -> str:
-    return str(getattr(value, "__name__", value))
+    return activation_name(value) if callable(value) else str(value)

@@ -1,18 +1,21 @@
 """Programs of every family and layout, as emitted: Megatron-Core builds their configs, and the runtime finds no contradiction."""
 
-import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from trainwright.compiler.choose import choose_plan
-from trainwright.compiler.emit import emit_bundle
+from trainwright.compiler.emit import emit_bundle, not_emitted
+from trainwright.compiler.export_rules import foreign_to_export
 from trainwright.compiler.load import load_spec
 from trainwright.compiler.plan import Plan
+from trainwright.compiler.plan_stages import Export
 from trainwright.compiler.resolve import resolve_spec
 from trainwright.runtime.errors import Unsupported
+from trainwright.runtime.megatron import huggingface
+from trainwright.runtime.megatron.model_files import describe
 from trainwright.runtime.megatron.parallel import check_model
 from trainwright.runtime.megatron.platform import Literals, Platform, current
 from trainwright.runtime.stages import pretrain
@@ -142,17 +145,59 @@ def test_configs_are_built_and_agree(name: str, tmp_path: Path, monkeypatch: pyt
         assert handed["ddp"].data_parallel_sharding_strategy == "optim_grads_params"
 
 
-def test_a_config_that_cannot_be_is_one_message(tmp_path: Path) -> None:
-    source = emit_bundle(make_plan(tmp_path, "context")).files["05_pretrain.py"].decode()
-    program = tmp_path / "05_pretrain.py"
-    program.write_text(source.replace("num_attention_heads=4", "num_attention_heads=5"))
-    done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False)
-    assert done.returncode == Unsupported.exit_code
-    assert "Traceback" not in done.stderr
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith(
-        "error: a config of the program cannot be built: num_attention_heads (5) must be a multiple of"
-    )
+EXPORTS = {
+    "llama": "Llama",
+    "llama1": "Llama",
+    "gpt3": "GPT2",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+    "mixtral": "Mixtral",
+    "qwen3_moe": "Qwen3Moe",
+    "deepseek_v3": "DeepseekV3",
+    "moonlight": "DeepseekV3",
+    "gemma": "",
+    "llama4": "",
+    "deepseek_v2": "",
+}
+
+
+@pytest.mark.parametrize("family", EXPORTS)
+def test_the_compiler_refuses_what_the_runtime_cannot_export(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both name the same format, and the same of a model that has no place in it."""
+    spec = tmp_path / "spec.yaml"
+    model = f"{{family: {family}, size: 20M, {SMALL}}}"
+    spec.write_text(SPEC.format(model=model, compute=CPUS.format(1), training=SIXTEEN, layout="{}", tokens="10M"))
+    plan = choose_plan(resolve_spec(load_spec(spec, ())))
+    handed = run_to_the_verb(emit_bundle(plan).files["05_pretrain.py"].decode(), monkeypatch)
+    described = describe(handed["model"], handed["embedding"])
+    nearest, foreign = foreign_to_export(plan.shape, plan.training)
+    if EXPORTS[family]:
+        assert (nearest, foreign) == (EXPORTS[family], [])
+        assert huggingface.format_of(described).name == nearest
+        assert not_emitted(replace(plan, export=(Export("export", 1e-4),))) == []
+        return
+    with pytest.raises(Unsupported) as caught:
+        huggingface.format_of(described)
+    assert f"the model has {', '.join(foreign)}: Hugging Face's {nearest} format" in str(caught.value)
+    [refusal] = not_emitted(replace(plan, export=(Export("export", 1e-4),)))
+    assert f"stages.export: {family} has {', '.join(foreign)}: of the Hugging Face formats {nearest} is" in refusal
+
+
+def test_an_initial_model_gives_weights_and_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = tmp_path / "spec.yaml"
+    model = f"{{family: llama, {EIGHT_LAYERS}, {SMALL}, initial: models/tiny}}"
+    spec.write_text(SPEC.format(model=model, compute=CPUS.format(1), training=SIXTEEN, layout="{}", tokens="10M"))
+    plan = choose_plan(resolve_spec(load_spec(spec, ())))
+    bundle = emit_bundle(plan)
+    handed = run_to_the_verb(bundle.files["05_pretrain.py"].decode(), monkeypatch)
+    assert handed["initial"] == pretrain.Initial(path="models/tiny")
+    assert 'initial="models/tiny",' in bundle.files["03_tokenizer.py"].decode()
+    reading = {stage.name for stage in bundle.manifest.stages if "models/tiny" in stage.inputs}
+    assert reading == {"tokenizer", "pretrain"}
+    other = choose_plan(resolve_spec(load_spec(spec, ("model.initial=models/other",))))
+    assert other.run_id != plan.run_id
 
 
 def test_a_cpu_leaves_8_bit_floats_out_and_fsdp_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

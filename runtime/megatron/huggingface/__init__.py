@@ -12,7 +12,7 @@ from torch import Tensor
 from trainwright.runtime.errors import CheckpointError, Unsupported
 from trainwright.runtime.megatron.huggingface.decoders import DECODERS
 from trainwright.runtime.megatron.huggingface.deepseek import DEEPSEEK
-from trainwright.runtime.megatron.huggingface.formats import Format, Json
+from trainwright.runtime.megatron.huggingface.formats import Format, Json, distance
 from trainwright.runtime.megatron.huggingface.gpt2 import GPT2
 from trainwright.runtime.megatron.model_files import (
     CHAT_TEMPLATE,
@@ -35,7 +35,7 @@ _FOLLOWS = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
 def format_of(model: SavedModel) -> Format:
     """The format that has a place for all of a model. Raises Unsupported, with what the nearest one lacks."""
     foreign = {format: [*format.foreign(model), *_foreign_to_all(model)] for format in FORMATS}
-    nearest = min(foreign, key=lambda format: len(foreign[format]))
+    nearest = min(foreign, key=lambda format: distance(foreign[format]))
     if foreign[nearest]:
         raise Unsupported(
             f"the model has {', '.join(foreign[nearest])}: Hugging Face's {nearest.name} format, the nearest of those that are "

@@ -11,7 +11,7 @@ import torch
 from trainwright.runtime.megatron.huggingface.formats import Format, Json, listed, read_rope, refuse_if, write_rope
 from trainwright.runtime.megatron.huggingface.rules import Heads, Rule, same, upon_each_other, vocabulary
 from trainwright.runtime.megatron.model import Embedding
-from trainwright.runtime.megatron.model_files import SavedModel
+from trainwright.runtime.megatron.model_files import SavedModel, activation_name
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def foreign_to_rmsnorm_decoders(model: SavedModel) -> dict[str, bool]:
         f"{config['normalization']}": config["normalization"] != "RMSNorm",
         "norms around 1": bool(config["layernorm_zero_centered_gamma"]),
         "an FFN without gate": not config["gated_linear_unit"],
-        f"the activation {getattr(activation, '__name__', 'of its own')}": activation is not torch.nn.functional.silu,
+        f"the activation {activation_name(activation)}": activation is not torch.nn.functional.silu,
         "biases in the linear layers": config["add_bias_linear"],
         "queries and keys of unit length": bool(config.get("qk_l2_norm")),
         "layers without positions": bool(config.get("no_rope_freq")),

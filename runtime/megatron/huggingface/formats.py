@@ -31,6 +31,15 @@ class Format:
         return self.architecture.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
 
 
+# Whole parts of a model: of two formats the one that has all of these is nearer, whatever it lacks beside them.
+PARTS = frozenset({"latent attention", "no latent attention", "a mixture of experts", "no experts"})
+
+
+def distance(foreign: Sequence[str]) -> tuple[int, int]:
+    """How far a model is from a format that lacks what is listed, to be compared."""
+    return len(PARTS.intersection(foreign)), len(foreign)
+
+
 def listed(found: Mapping[str, bool]) -> list[str]:
     """The keys whose value is true."""
     return [what for what, holds in found.items() if holds]

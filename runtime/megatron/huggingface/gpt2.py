@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from trainwright.runtime.megatron.huggingface.formats import Format, Json, listed, refuse_if
 from trainwright.runtime.megatron.huggingface.rules import Heads, Rule, same, transposed, vocabulary
 from trainwright.runtime.megatron.model import Embedding
-from trainwright.runtime.megatron.model_files import ACTIVATIONS, SavedModel
+from trainwright.runtime.megatron.model_files import ACTIVATIONS, SavedModel, activation_name
 
 ACTIVATION = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}  # theirs: ours
 _CLOSE = ("weight", "bias")
@@ -25,7 +25,7 @@ def _foreign(model: SavedModel) -> list[str]:
             f"{config['normalization']}": config["normalization"] != "LayerNorm",
             "norms around 1": bool(config["layernorm_zero_centered_gamma"]),
             "a gated FFN": config["gated_linear_unit"],
-            f"the activation {getattr(activation, '__name__', 'of its own')}": _theirs(activation) is None,
+            f"the activation {activation_name(activation)}": _theirs(activation) is None,
             "linear layers without biases": not config["add_bias_linear"],
             "normalised queries and keys": bool(config["qk_layernorm"] or config.get("qk_l2_norm")),
             "grouped queries": config.get("num_query_groups") != heads,

@@ -2,7 +2,7 @@
 
 Run:       python 03_tokenizer.py
 Leaves:    work/tokenizer/output/tokenizer.json
-Why:       trainwright explain; every literal below is a leaf of plan.json (run 6bef521c)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run b44b5e5c)
 """
 
 from trainwright.runtime.stages import tokenizer
