@@ -74,7 +74,7 @@ def is_expert(parameter: torch.nn.Parameter) -> bool:
     return not getattr(parameter, "allreduce", True)
 
 
-def auxiliary_figures(config: Any, micro_batches: int, device: torch.device) -> dict[str, float]:
+def auxiliary_figures(config: Any, loss: Loss, micro_batches: int, device: torch.device) -> dict[str, float]:
     """Means over a step of the losses that routers and the prediction of further tokens add, before their coefficients.
 
     All ranks call it together and get the same. `micro_batches` are those of a data rank in the step.
@@ -86,7 +86,8 @@ def auxiliary_figures(config: Any, micro_batches: int, device: torch.device) -> 
         losses = _sum_over_world(MTPLossLoggingHelper.tracker, config.mtp_num_layers, device)
         MTPLossLoggingHelper.tracker.clear()
         on_last_stage = dist.get_world_size() // parallel_state.get_pipeline_model_parallel_world_size()
-        figures[PREDICTION_LOSS] = losses / (on_last_stage * micro_batches * config.mtp_num_layers)
+        if loss.further_tokens:
+            figures[PREDICTION_LOSS] = losses / (on_last_stage * micro_batches * config.mtp_num_layers)
     return figures
 
 

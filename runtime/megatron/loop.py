@@ -74,7 +74,7 @@ def train_step(model: Model, batches: Sequence[Batch], loss: Loss = token_loss, 
     if not math.isfinite(grad_norm):
         raise Diverged(f"the gradient norm is {grad_norm} at loss {means[0]:.4f}: lower the learning rate")
     figures = dict(zip(loss.figures, means[1:], strict=True))
-    figures |= auxiliary_figures(model.config, len(batches), model.platform.device)
+    figures |= auxiliary_figures(model.config, loss, len(batches), model.platform.device)
     return Step(means[0], float(grad_norm), tokens, figures)
 
 
@@ -171,7 +171,8 @@ def _forward_loss(model: Model, loss: Loss, module: Any, batch: Batch, part: con
     if loss.normalisers:
         keep = kept_normalisers(model.chunks[-1])
     with keep as kept:
-        output = _run(model, module, part, labels=part.batch["labels"])
+        mask = part.batch["loss_mask"] if loss.further_tokens else torch.zeros_like(part.batch["loss_mask"])
+        output = _run(model, module, part, labels=part.batch["labels"], loss_mask=mask)
     return output, partial(_measure, model, loss, batch, part, kept)
 
 
@@ -203,14 +204,13 @@ def _forward_scores(model: Model, greedy: bool, module: Any, batch: Batch, part:
     return _run(model, module, part), report
 
 
-def _run(model: Model, module: Any, part: context.Part, labels: Tensor | None = None) -> Tensor:
-    """The model's output for this rank's part of a batch."""
-    batch, more = part.batch, {}
-    if labels is not None:
-        more["loss_mask"] = batch["loss_mask"]  # for the prediction of further tokens; the loss sees to its own
+def _run(model: Model, module: Any, part: context.Part, **more: Tensor) -> Tensor:
+    """The model's output for this rank's part of a batch. With `labels` [b, s] nats, whose `loss_mask` says which of them
+    count in the prediction of further tokens, and else logits."""
+    batch, packed = part.batch, {}
     if "segments" in batch:
-        more["packed_seq_params"] = packing.segment_parameters(batch["segments"], model.platform.device)
-    output: Tensor = module(batch["tokens"], batch["position_ids"], None, labels=labels, **more)
+        packed["packed_seq_params"] = packing.segment_parameters(batch["segments"], model.platform.device)
+    output: Tensor = module(batch["tokens"], batch["position_ids"], None, **more, **packed)
     return output
 
 

@@ -33,12 +33,13 @@ class Loss:
     """`measure` takes nats [b, s] (negative log-likelihood of each label) and the batch, on the model's device but for
     `segments`. `figures` name what is reported beside the loss, as means over the items too. `normalisers`: the batch that it
     takes holds `log_z` [b, s] too, the log of the softmax's normaliser at each token. `items` counts a batch's
-    items: a scalar."""
+    items: a scalar. `further_tokens`: layers that predict tokens further on (MTP) are trained beside it."""
 
     measure: Callable[[Tensor, Mapping[str, Tensor]], Totals]
     figures: tuple[str, ...] = ()
     normalisers: bool = False
     items: Callable[[Mapping[str, Tensor]], Tensor] = _targets
+    further_tokens: bool = True
 
 
 def text_loss(z_loss: float) -> Loss:
@@ -54,9 +55,12 @@ def preference_loss(beta: float, nll: float) -> Loss:
     the reference the model prefers the chosen answer: of the difference of summed log-probabilities, chosen - rejected, the
     model's less the reference's. The batch carries the latter's as `reference` [1, segments]; padding's is not looked at.
 
+    Further tokens are not predicted in training: half of the answers are to be avoided.
+
     Figures: `margin`; `accuracy`, the share of pairs whose margin is above 0; `chosen_log_probability`, summed, the model's.
     """
-    return Loss(partial(_preference, beta, nll), ("margin", "accuracy", "chosen_log_probability"), items=_pairs)
+    figures = ("margin", "accuracy", "chosen_log_probability")
+    return Loss(partial(_preference, beta, nll), figures, items=_pairs, further_tokens=False)
 
 
 def segment_sums(values: Tensor, segments: Tensor) -> Tensor:

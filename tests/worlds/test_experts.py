@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
-from tuning_tasks import PAD, ROW, rows
+from tuning_tasks import PAD, PAIRS, ROW, rows
 from world_support import LAYOUT_OPTIONS, TEXT, Case, Record, Task, build, literals, run_cases, run_reference, run_world
 
 from trainwright.runtime.errors import Unsupported
@@ -198,6 +198,18 @@ def test_router_losses_weigh_the_same_whatever_the_loss_is_a_mean_over() -> None
     for name in routers:
         assert float(first[name].norm()) > 1e-3
         assert float((first[name] - second[name]).norm() / first[name].norm()) < 1e-5
+
+
+def test_pairs_do_not_train_the_prediction_of_further_tokens() -> None:
+    unbalanced = (("moe_router_load_balancing_type", "none"),)  # else what balances their experts trains them
+    spread = case("deepseek", data=2, expert=2, task=PAIRS, options=unbalanced, **WHOLE)
+    reference = run_reference(spread)
+    [difference] = run_cases([spread], {spread: reference})
+    assert difference.violations() == []
+    further = {name: float(tensor.norm()) for name, tensor in reference.gradients.items() if name.startswith("mtp.")}
+    assert further
+    assert not any(further.values())
+    assert "further_tokens_loss" not in reference.figures[0]
 
 
 MISFITS = [
