@@ -1,5 +1,6 @@
 """What training and evaluation read from token files: the same sequences in every layout, every held-out token once."""
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -215,6 +216,27 @@ def test_a_source_that_is_used_up_starts_anew(corpus: tuple[Path, dict[str, np.n
     assert set(seen) == set(tokens.tolist())
     assert max(seen.values()) - min(seen.values()) <= 2
     assert min(seen.values()) >= 4
+
+
+def test_a_source_is_read_whole_before_any_of_it_is_read_again(corpus: tuple[Path, dict[str, np.ndarray]]) -> None:
+    folder, streams = corpus
+    tokens = streams["prose"]
+    an_epoch = (len(tokens) - 1) // LENGTH
+    for epochs in (2.0, 3.4, 5.9):
+        steps = int(epochs * an_epoch)
+        built = stream(folder, ("prose",), None, steps=steps, global_batch=1)
+        rows = [tuple(global_batch(built, step, 1, 1)[0]) for step in range(steps)]
+        orders = []
+        for epoch in range(int(epochs)):
+            passed = rows[epoch * an_epoch : (epoch + 1) * an_epoch]
+            seen = Counter(token for row in passed for token in row[:-1])
+            # a sequence begins in one pass and ends in the next, and passes are not a whole number of sequences
+            assert len(seen) >= len(tokens) - (epoch + 2) * LENGTH
+            assert sum(count - 1 for count in seen.values()) <= (epoch + 2) * LENGTH
+            orders.append(passed)
+        assert all(sorted(one) != sorted(other) for one, other in itertools.pairwise(orders)), (
+            "documents change their order"
+        )
 
 
 def shares(

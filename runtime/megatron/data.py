@@ -4,17 +4,18 @@
 `summary.json`.
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from megatron.core.datasets import helpers
+from megatron.core.datasets import gpt_dataset, helpers
 from megatron.core.datasets.blended_dataset import BlendedDataset
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
@@ -26,6 +27,8 @@ from trainwright.runtime.errors import DataError
 from trainwright.runtime.megatron.batches import Batches
 from trainwright.runtime.workspace import write_json
 
+ORDER = 2  # of how sequences are ordered: another one gets indices of its own
+Array = np.ndarray[Any, Any]
 Batch = dict[str, Tensor]  # tokens, labels, position_ids: int64, loss_mask: float32; each [sequences, sequence_length]
 
 
@@ -108,8 +111,9 @@ def build_training_stream(
     """The training sequences of `steps` steps: Megatron's GPTDataset a source, blended by `weights`.
 
     `weights` are shares of sequences; None takes each source in proportion to its tokens. A source that is used up starts
-    anew, in another order. Every rank calls this, with torch.distributed initialised (a world of one will do): rank 0
-    builds the indices, in `index_cache(folder)`, and the others read them.
+    anew, in another order: nothing of it is read a third time before all of it was read twice. Every rank calls this, with
+    torch.distributed initialised (a world of one will do): rank 0 builds the indices, in `index_cache(folder)`, and the
+    others read them.
     Raises DataError when a source holds less than one sequence.
     """
     prefixes = [_prefix(folder, "train", source) for source in sources]
@@ -120,7 +124,7 @@ def build_training_stream(
     shares = [float(value) for value in (num_tokens if weights is None else weights)]
     shares = [share / sum(shares) for share in shares]
     num_samples = batches.before(steps)
-    request = [[str(prefix) for prefix in prefixes], num_tokens, shares, num_samples, sequence_length, seed]
+    request = [ORDER, [str(prefix) for prefix in prefixes], num_tokens, shares, num_samples, sequence_length, seed]
     cache = index_cache(folder) / hashlib.sha256(json.dumps(request).encode()).hexdigest()[:16]
     samples = _samples_by_source(cache, shares, num_samples)
 
@@ -135,10 +139,11 @@ def build_training_stream(
         eod_mask_loss=False,
         create_attention_mask=False,
     )
-    datasets = [
-        _build(GPTDataset, file, prefix, np.arange(len(file), dtype=np.int32), count, Split.train, config)
-        for file, prefix, count in zip(files, prefixes, samples, strict=True)
-    ]
+    with _epoch_after_epoch():
+        datasets = [
+            _build(GPTDataset, file, prefix, np.arange(len(file), dtype=np.int32), count, Split.train, config)
+            for file, prefix, count in zip(files, prefixes, samples, strict=True)
+        ]
     whole = datasets[0] if len(datasets) == 1 else _build(BlendedDataset, datasets, shares, num_samples, config)
     if torch.distributed.get_rank() == 0:
         write_json(cache / "complete.json", request)
@@ -157,6 +162,31 @@ def check_length(source: str, num_tokens: int, sequence_length: int) -> None:
 def _build(kind: type, *arguments: Any) -> Any:
     """`kind(*arguments)` on rank 0 first, then, from its cache, on the others."""
     return BlendedMegatronDatasetBuilder.build_generic_dataset(kind, lambda: True, True, *arguments)
+
+
+@contextlib.contextmanager
+def _epoch_after_epoch() -> Iterator[None]:
+    """While it lasts, GPTDataset shuffles each epoch of a source by itself. Megatron-Core 0.16.1 shuffles all epochs but perhaps
+    the last together: of three, the first third of the run would read a third of the documents not at all, others twice."""
+    originals = gpt_dataset._build_document_index, gpt_dataset._build_shuffle_index
+    epochs = 1
+
+    def documents_in_order(documents: Array, num_epochs: int, random: Any, separate_final_epoch: bool) -> Array:
+        nonlocal epochs
+        epochs = num_epochs
+        return np.concatenate([random.permutation(documents) for _ in range(num_epochs)]).astype(np.int32)
+
+    def samples_in_order(num_samples: int, total_size: int, random: Any) -> Array:
+        parts = np.array_split(
+            np.arange(total_size, dtype=np.int64), epochs
+        )  # a sample may begin in one and end in the next
+        return np.concatenate([random.permutation(part) for part in parts])
+
+    gpt_dataset._build_document_index, gpt_dataset._build_shuffle_index = documents_in_order, samples_in_order
+    try:
+        yield
+    finally:
+        gpt_dataset._build_document_index, gpt_dataset._build_shuffle_index = originals
 
 
 def _samples_by_source(cache: Path, shares: Sequence[float], num_samples: int) -> list[int]:

@@ -24,6 +24,8 @@ def check_optimizer(config: Any) -> None:
     if config.optimizer not in OPTIMIZERS:
         known = " or ".join(map(repr, OPTIMIZERS))
         raise Unsupported(f"optimizer={config.optimizer!r} is unknown to this runtime: write {known}")
+    if config.optimizer == "lion" and config.optimizer_cpu_offload:
+        raise Unsupported("optimizer_cpu_offload=True is for Adam, and the optimizer is 'lion': write False")
 
 
 def build_optimizer(config: Any, chunks: Sequence[Any], overrides: Mapping[Any, Any]) -> Any:

@@ -70,6 +70,15 @@ def test_it_holds_the_normaliser_near_one() -> None:
     assert last < 0.6 * first
 
 
+@pytest.mark.full
+def test_it_is_of_the_next_token_where_further_ones_are_predicted() -> None:
+    """DeepSeek's: latent attention, experts and one further token, whose loss takes no penalty."""
+    reference = run_reference(replace(PENALISED, family="deepseek"))
+    cases = [replace(PENALISED, family="deepseek", pipeline=2), replace(PENALISED, family="deepseek", data=2, expert=2)]
+    for case, difference in zip(cases, run_cases(cases, dict.fromkeys(cases, reference)), strict=True):
+        assert difference.violations() == [], case
+
+
 @pytest.mark.parametrize(
     "degrees",
     [

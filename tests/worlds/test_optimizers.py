@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from megatron.core.dist_checkpointing import load_tensors_metadata
+from megatron.core.optimizer import OptimizerConfig
 from test_checkpoint import open_checkpoints, save_after
 from world_support import (
     Case,
@@ -28,6 +29,7 @@ from trainwright.runtime.megatron.parameters import Groups
 
 STEPS, HALF = 6, 3
 LION = Case(optimizer="lion", steps=STEPS)
+MIXTURE = Case(optimizer="lion", steps=STEPS, family="mixtral")
 MUP = Case(steps=STEPS, groups=Groups(undecayed=("biases", "norms", "embeddings"), width=4.0))
 
 
@@ -95,8 +97,10 @@ def test_lion_under_megatron_moves_every_weight_by_the_rate(bf16: bool) -> None:
             replace(MUP, tensor=2, distributed_optimizer=False),
             replace(MUP, pipeline=2, tied=True),
         ],
+        pytest.param([replace(MIXTURE, data=2, expert=2)], marks=pytest.mark.full),
+        pytest.param([replace(MIXTURE, optimizer="adam", groups=MUP.groups, data=2, expert=2)], marks=pytest.mark.full),
     ],
-    ids=["lion", "mup"],
+    ids=["lion", "mup", "lion of a mixture", "mup of a mixture"],
 )
 def test_every_layout_trains_as_one_process(cases: list[Case]) -> None:
     references = {tied: run_reference(replace(cases[0], tied=tied)) for tied in {case.tied for case in cases}}
@@ -223,6 +227,8 @@ def test_a_program_that_contradicts_itself_is_refused() -> None:
             build(Case(optimizer="sgd"))
         return str(caught.value)
 
+    with pytest.raises(Unsupported, match=r"optimizer_cpu_offload=True is for Adam, and the optimizer is 'lion'"):
+        optimizers.check_optimizer(OptimizerConfig(optimizer="lion", lr=1e-3, optimizer_cpu_offload=True))
     assert run_world(1, unknown) == ["optimizer='sgd' is unknown to this runtime: write 'adam' or 'lion'"]
 
 
