@@ -14,7 +14,8 @@ RED, RED_AGAIN = "rot \N{ROSE}", "rot, wie gesagt"
 
 # Exports of all cases by one process, which imports once. Prints the exit code of each.
 PROGRAM = f"""
-import dataclasses, functools, json, sys, traceback, warnings
+import dataclasses, functools, json, shutil, sys, traceback, warnings
+from pathlib import Path
 sys.path.insert(0, {str(WORLDS)!r})
 warnings.simplefilter("ignore")
 import torch
@@ -71,6 +72,11 @@ run("qwen", "work/qwen/checkpoints/step-000002", Case(family="qwen", bf16=True))
 export.write_weights = functools.partial(export_folder.write_weights, shard_bytes=100_000)
 run("shards", "sft", llama)
 export.write_weights = export_folder.write_weights
+foreign = Path("work/foreign/checkpoints")
+shutil.copytree("work/pretrain/checkpoints", foreign)
+for path in foreign.glob("step-*/tokenizer.json"):
+    path.write_text(path.read_text().replace("<|pad|>", "<|fim|>"))
+run("foreign", "foreign", Case())
 run("bloom", "pretrain", Case(family="bloom"))
 run("nobody", "dpo", llama)
 run("untied", "sft", Case())
@@ -223,6 +229,13 @@ def test_ends_and_templates(loaded: dict[str, Any]) -> None:
     assert (base["ends"], base["eos"], base["template"]) == ([0], "<|endoftext|>", False)
     for facts in (tuned, base):
         assert (facts["pad"], facts["specials"]) == ("<|pad|>", "")
+
+
+def test_a_model_that_was_not_tuned_pads_with_what_its_tokenizer_has(exports: Exports) -> None:
+    """As the tokenizers of models that it may have begun with, which lack a token for padding or for turns."""
+    assert exports.codes["foreign"] == 0, exports.errors["foreign"]
+    config = json.loads((exports.work / "foreign" / "output" / "model" / "tokenizer_config.json").read_text())
+    assert (config["pad_token"], config["eos_token"]) == ("<|endoftext|>", "<|endoftext|>")
 
 
 def test_the_card_says_how_to_load_it(exports: Exports) -> None:

@@ -211,3 +211,41 @@ def test_another_model_is_refused_before_processes_meet(runs: Runs, name: str, m
 
 def test_an_import_that_failed_leaves_no_model(runs: Runs) -> None:
     assert not (runs.work / "of-torn" / "initial").exists()
+
+
+@pytest.mark.full
+def test_a_bundle_starts_from_what_another_exported(tmp_path: Path) -> None:
+    """By the command line; the second in a layout that cuts the model. About 80 s on 2 free cores."""
+    spec = mini.write_project(tmp_path)
+    trainwright = Path(sys.executable).with_name("trainwright")
+
+    def call(*arguments: str, code: int = 0) -> str:
+        command = [trainwright, *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stdout + done.stderr
+
+    def losses(bundle: str) -> list[float]:
+        lines = (tmp_path / bundle / "work" / "pretrain" / "metrics.jsonl").read_text().splitlines()
+        return [row["loss"] for row in map(json.loads, lines) if "loss" in row]
+
+    base = mini.SPEC.split("stages:")[0]
+    spec.write_text(base + "stages: {pretrain: {}, export: {}}\n")
+    call("compile", "spec.yaml", "-o", "first")
+    call("run", "first")
+    spec.write_text(
+        base.replace("  precision", "  initial: first/work/export/output/model\n  precision")
+        + "stages: {pretrain: {}}\n"
+    )
+    call("compile", "spec.yaml", "-o", "second", "--set", "layout.tensor=2", "--set", "data.tokens=8192")
+    call("run", "second")
+    assert losses("second")[0] < losses("first")[-1] + 0.3 < losses("first")[0] - 1
+    first, second = (
+        tmp_path / bundle / "work" / "tokenizer" / "output" / "tokenizer.json" for bundle in ("first", "second")
+    )
+    assert json.loads(first.read_text())["model"] == json.loads(second.read_text())["model"]
+    shape = "model.shape={num_layers: 3, hidden_size: 64, ffn_hidden_size: 96, num_attention_heads: 2}"
+    call("compile", "spec.yaml", "-o", "other", "--set", shape)
+    said = call("run", "other", code=25)
+    assert "is of another model: num_layers: 2 there, 3 here; ffn_hidden_size: 128 there, 96 here." in said

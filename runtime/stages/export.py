@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
+from trainwright.runtime.errors import DataError
 from trainwright.runtime.megatron import huggingface, loop
 from trainwright.runtime.megatron.checkpoint import ModelFiles, files_of, find_model, load_weights
 from trainwright.runtime.megatron.model import Embedding, Model, build_frozen
@@ -22,7 +23,8 @@ from trainwright.runtime.megatron.parallel import Parallel, check_model, start
 from trainwright.runtime.megatron.pieces import pieces
 from trainwright.runtime.megatron.platform import Literals, install
 from trainwright.runtime.stages import stage_verb
-from trainwright.runtime.stages.chat import DEFAULT_TEMPLATE, ChatTokenizer
+from trainwright.runtime.stages.chat import PAD, ChatTokenizer
+from trainwright.runtime.stages.corpus import END_OF_TEXT
 from trainwright.runtime.stages.export_check import CONVERSATION, TEXT, Passage, check_logits, check_tokens
 from trainwright.runtime.stages.export_folder import Special, Vocabulary, write_card, write_configs, write_weights
 from trainwright.runtime.stages.records import Message
@@ -48,7 +50,7 @@ def run(*, stage: str, initial: str, model: Any, embedding: Embedding, layer_spe
     format = huggingface.format_of(saved)
     checkpoint = find_model(workspace, initial)
     files = files_of(checkpoint)
-    chat = ChatTokenizer(files.tokenizer, files.chat_template or DEFAULT_TEMPLATE)
+    chat = ChatTokenizer(files.tokenizer, files.chat_template) if files.chat_template else None
     vocabulary = _vocabulary(chat, files)
     built = _open(model, embedding, layer_spec, checkpoint)
 
@@ -114,28 +116,33 @@ def _open(written: Any, embedding: Embedding, layer_spec: str, checkpoint: Path)
     return built
 
 
-def _vocabulary(chat: ChatTokenizer, files: ModelFiles) -> Vocabulary:
+def _vocabulary(chat: ChatTokenizer | None, files: ModelFiles) -> Vocabulary:
+    """`chat`: of a model with a chat template. Another's tokenizer, which may be that of a model that it began with, needs but
+    an end of text, and pads with it where it has nothing else."""
     tokenizer = Tokenizer.from_file(str(files.tokenizer))
 
     def special(token: int) -> Special:
         return Special(token, str(tokenizer.id_to_token(token)))
 
+    if chat:
+        ends = special(chat.end_of_text), special(chat.pad), special(chat.end_of_turn)
+        return Vocabulary(files.tokenizer, files.chat_template, *ends)
+    end_of_text = tokenizer.token_to_id(END_OF_TEXT)
+    if end_of_text is None:
+        raise DataError(f"{files.tokenizer} has no token {END_OF_TEXT}, which ends the texts of an exported model")
+    pad = tokenizer.token_to_id(PAD)
     return Vocabulary(
-        files.tokenizer,
-        files.chat_template,
-        end_of_text=special(chat.end_of_text),
-        pad=special(chat.pad),
-        end_of_turn=special(chat.end_of_turn) if files.chat_template else None,
+        files.tokenizer, "", special(end_of_text), special(end_of_text if pad is None else pad), end_of_turn=None
     )
 
 
-def _read(built: Model, chat: ChatTokenizer, vocabulary: Vocabulary, folder: Path) -> list[Passage]:
+def _read(built: Model, chat: ChatTokenizer | None, vocabulary: Vocabulary, folder: Path) -> list[Passage]:
     """What the trained model says of a text, and of a conversation where it has a template. The exported tokenizer must
     read both alike."""
     text = Tokenizer.from_file(str(vocabulary.tokenizer)).encode(TEXT, add_special_tokens=False).ids
     texts = {"the text": text}
     conversation = None
-    if vocabulary.chat_template:
+    if chat:
         messages = [Message(role, content) for role, content in CONVERSATION]
         whole, _ = chat.encode(messages)
         conversation = (whole, chat.prompt(messages[:-1]))
