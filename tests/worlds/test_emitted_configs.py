@@ -1,5 +1,7 @@
 """Programs of every family and layout, as emitted: Megatron-Core builds their configs, and the runtime finds no contradiction."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -143,6 +145,19 @@ def test_configs_are_built_and_agree(name: str, tmp_path: Path, monkeypatch: pyt
     if name == "fsdp":
         assert handed["ddp"].use_megatron_fsdp
         assert handed["ddp"].data_parallel_sharding_strategy == "optim_grads_params"
+
+
+def test_a_config_that_cannot_be_is_one_message(tmp_path: Path) -> None:
+    source = emit_bundle(make_plan(tmp_path, "context")).files["05_pretrain.py"].decode()
+    program = tmp_path / "05_pretrain.py"
+    program.write_text(source.replace("num_attention_heads=4", "num_attention_heads=5"))
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False)
+    assert done.returncode == Unsupported.exit_code
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(
+        "error: a config of the program cannot be built: num_attention_heads (5) must be a multiple of"
+    )
 
 
 EXPORTS = {
