@@ -26,7 +26,7 @@ from trainwright.compiler.units import Quantity, format_quantity
 # Fields of `model.shape` that few families have.
 FURTHER = (
     *("experts_per_token", "expert_ffn_hidden_size", "shared_ffn_hidden_size", "first_dense_layers", "moe_every"),
-    *("q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "v_head_dim", "mtp_layers"),
+    *("q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "v_head_dim"),
 )
 
 
@@ -288,11 +288,9 @@ def _positioned(family: Family, model: ModelSpec) -> Family:
         base = family.rules.rotary_base or _ROTARY_BASE
         changes = {"positions": model.positions, "rotary_base": base if model.positions == "rope" else 0}
     further = dict(family.rules.shape)
-    if model.rotary_scaling is not None:
-        further["rotary_scaling"] = model.rotary_scaling
-    rules = replace(family.rules, **changes, shape=further)
-    scaled = {"rotary_scaling": further["rotary_scaling"]} if "rotary_scaling" in further else {}
-    published = {name: replace(shape, **changes, **scaled) for name, shape in family.published.items()}
+    stated = {name: value for name in ("rotary_scaling", "mtp_layers") if (value := getattr(model, name)) is not None}
+    rules = replace(family.rules, **changes, shape=further | stated)
+    published = {name: replace(shape, **changes, **stated) for name, shape in family.published.items()}
     return replace(family, rules=rules, published=published)
 
 

@@ -83,9 +83,6 @@ class ShapeSpec(Section):
     v_head_dim: int | None = Field(
         default=None, ge=2, le=1024, description="width of a head's values, in latent attention (elements)"
     )
-    mtp_layers: int | None = Field(
-        default=None, ge=0, le=8, description="layers of multi-token prediction (count); absent: none"
-    )
 
 
 class ModelSpec(Section):
@@ -121,6 +118,9 @@ class ModelSpec(Section):
         min_length=1,
         description="model whose weights and tokenizer pretraining starts with: a Hugging Face folder, a canonical checkpoint, or"
         " the folder of a stage of another run; relative to data.root, kept as written; absent: random weights",
+    )
+    mtp_layers: int | None = Field(
+        default=None, ge=0, le=8, description="layers of multi-token prediction (count); absent: none"
     )
     vocab_size: int | None = Field(
         default=None, ge=261, le=2_000_000, description="entries of the tokenizer (count), before padding"

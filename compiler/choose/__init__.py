@@ -167,7 +167,7 @@ def _shape(spec: ResolvedSpec, ledger: Ledger, sizing: Sizing, context: int, sha
     for path, reason in choice.reasons.items():
         name = path.removeprefix("shape.")
         pins = {"family": "model.family", "vocab_size": "model.vocab_size", "num_experts": "model.num_experts"}
-        pins |= {key: f"model.{key}" for key in ("positions", "rotary_scaling")}
+        pins |= {key: f"model.{key}" for key in ("positions", "rotary_scaling", "mtp_layers")}
         pin = pins.get(name, f"model.shape.{name}")
         searched = reason.kind == "search"
         ledger.note(path, None, reason.kind, reason.text + wanted if searched else reason.text, pin=pin)
