@@ -34,8 +34,7 @@ model:
   {model}
   context_length: 64
   vocab_size: 512
-  precision: fp32
-  initial: initial
+  precision: fp32{initial}
 data:
   sources:
     - {{name: first, path: 'first.jsonl', filters: none, weight: 0.7}}
@@ -135,7 +134,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "spec.yaml").write_text(
-        SPEC.format(model=KINDS["llama"].model, training="", devices=1, layout="{micro_batch: 2}")
+        SPEC.format(model=KINDS["llama"].model, initial="", training="", devices=1, layout="{micro_batch: 2}")
     )
     write_bundle(folder / "spec.yaml", folder / "prepared")
     for stage in ("ingest", "curate", "tokenizer", "tokenize"):
@@ -167,7 +166,11 @@ def run_program(project: Path, name: str) -> list[dict[str, float]]:
     kind, place = KINDS[which], project / name.replace(" ", "-")
     place.mkdir()
     spec = place / "spec.yaml"
-    spec.write_text(SPEC.format(model=kind.model, training=kind.training, devices=devices, layout=layout))
+    spec.write_text(
+        SPEC.format(
+            model=kind.model, initial="\n  initial: initial", training=kind.training, devices=devices, layout=layout
+        )
+    )
     bundle = place / "bundle"
     write_bundle(spec, bundle)
     shutil.copytree(project / "prepared" / "work", bundle / "work")
