@@ -7,6 +7,7 @@ on two free cores.
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from world_support import run_world
 
 from trainwright.compiler.choose import choose_plan
@@ -81,7 +83,7 @@ KINDS = {
             "n_layer": LAYERS,
             "n_head": HEADS,
             "n_positions": CONTEXT,
-            "activation_function": "gelu",
+            "activation_function": "gelu_new",
             "tie_word_embeddings": True,
         },
     ),
@@ -177,18 +179,18 @@ def run_program(project: Path, name: str) -> list[dict[str, float]]:
     save_initial(kind, place / "initial")
     program = bundle / "05_pretrain.py"
 
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
     def work() -> None:
-        rank = torch.distributed.get_rank()
-        os.environ.update(
-            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(devices), TRAINWRIGHT_DATA_ROOT=str(place)
-        )
+        rank = dist.get_rank()
+        dist.destroy_process_group()  # the program joins the processes itself, by torchrun's variables
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(devices))
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TRAINWRIGHT_DATA_ROOT=str(place))
         sys.argv = [str(program)]
-        # The program leaves the processes' group at its end, and so would run_world.
-        leave, torch.distributed.destroy_process_group = torch.distributed.destroy_process_group, lambda: None
-        try:
-            exec(compile(program.read_text(), str(program), "exec"), {"__name__": "__main__"})
-        finally:
-            torch.distributed.destroy_process_group = leave
+        exec(compile(program.read_text(), str(program), "exec"), {"__name__": "__main__"})
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # for run_world to leave
 
     run_world(devices, work)
     return [json.loads(line) for line in (bundle / "work" / "pretrain" / "metrics.jsonl").read_text().splitlines()]
