@@ -68,6 +68,7 @@ class ResolvedData:
     tokens: Range
     unique_tokens: float  # that the sources hold; infinite: no limit is stated
     validation_fraction: Range
+    validation_every: tuple[Quantity, ...]  # one when stated, else empty
     test_fraction: Range
 
 
@@ -415,6 +416,7 @@ def _data(data: DataSpec) -> ResolvedData:
         tokens=open_range(data.tokens, "tokens"),
         unique_tokens=data.unique_tokens.amount if data.unique_tokens is not None else math.inf,
         validation_fraction=open_range(data.validation, "held_out"),
+        validation_every=() if data.validation_every is None else (data.validation_every,),
         test_fraction=open_range(data.test, "held_out"),
     )
 

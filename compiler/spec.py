@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field
 from trainwright.compiler.spec_fields import (
     Batch,
     Budget,
+    Cadence,
     Carbon,
     Deadline,
     HeldOut,
@@ -181,6 +182,10 @@ class DataSpec(Section):
     validation: HeldOut | None = Field(
         default=None,
         description="part held out for validation (fraction of each source's bytes, in whole groups of documents)",
+    )
+    validation_every: Cadence | None = Field(
+        default=None,
+        description='how often it is validated on every source, as "1B tokens" or "500 steps"; absent: about 10 times a run',
     )
     test: HeldOut | None = Field(
         default=None,

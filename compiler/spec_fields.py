@@ -67,6 +67,7 @@ Size = Annotated[
 ]
 Batch = Annotated[Quantity, _Measure(("tokens", "sequences"), low=1, high=1e10)]
 Warmup = Annotated[Quantity, _Measure(("steps", "fraction"), high=1e9)]
+Cadence = Annotated[Quantity, _Measure(("tokens", "steps"), low=1, high=1e16)]
 WarmupShare = Annotated[Quantity, _Measure(("fraction",), bare="fraction", high=1)]
 Metric = Annotated[str, StringConstraints(pattern=r"^[a-z_]+(/[A-Za-z0-9._-]+){0,2}$")]
 HeldOut = Annotated[Quantity, _Measure(("fraction",), bare="fraction", low=0.001, high=0.4)]

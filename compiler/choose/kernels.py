@@ -36,13 +36,14 @@ def gradient_bytes(open_layout: ResolvedLayout) -> int:
     return 4 if open_layout.gradient_dtype.pick("fp32") == "fp32" else 2
 
 
-def choose_cadence(steps: int, global_batch: int, num_sources: int) -> Cadence:
-    """At least VALIDATIONS validations (fewer in a run of fewer steps) that take SHARE_OF_VALIDATION of the training together.
+def choose_cadence(steps: int, global_batch: int, num_sources: int, stated: int = 0) -> Cadence:
+    """At least VALIDATIONS validations (fewer in a run of fewer steps), or one every `stated` steps, that take SHARE_OF_VALIDATION of
+    the training together.
 
     A forward pass is a third of a step's FLOPs (forward + 2 x backward), so n validations of v sequences a source take
     n x num_sources x v / 3 of steps x global_batch. v is a power of two from FEWEST_SEQUENCES to MOST_SEQUENCES.
     """
-    every = max(1, round_down(steps / VALIDATIONS))
+    every = stated or max(1, round_down(steps / VALIDATIONS))
     count = -(-steps // every)  # the last step is always validated
     affordable = max(1, int(3 * SHARE_OF_VALIDATION * steps * global_batch / (count * num_sources)))
     sequences = min(MOST_SEQUENCES, max(FEWEST_SEQUENCES, 1 << (affordable.bit_length() - 1)))

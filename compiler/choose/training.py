@@ -169,7 +169,11 @@ def choose_training(
 
 def choose_validation(spec: ResolvedSpec, ledger: Ledger, training: Training) -> Validation:
     """How often a run is validated and on how much, what it is compared with, and the sample at its end."""
-    cadence = choose_cadence(training.steps, training.global_batch, len(spec.data.sources))
+    every = 0
+    for stated in spec.data.validation_every:
+        a_step = training.tokens_per_step if stated.kind == "tokens" else 1
+        every = min(max(1, round(stated.amount / a_step)), training.steps)
+    cadence = choose_cadence(training.steps, training.global_batch, len(spec.data.sources), every)
     pretrain = next((stage.name for stage in spec.stages.written if stage.kind == "pretrain"), "pretrain")
     return Validation(
         every_steps=ledger.note(
@@ -177,6 +181,8 @@ def choose_validation(spec: ResolvedSpec, ledger: Ledger, training: Training) ->
             cadence.every_steps,
             "derived",
             f"{cadence.count} times in {training.steps:,} steps",
+            pin="data.validation_every",
+            detail=f"; {cadence.count} times in {training.steps:,} steps of {training.tokens_per_step:,} tokens",
         ),
         sequences=ledger.note(
             "validation.sequences",
