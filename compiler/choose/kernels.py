@@ -37,8 +37,8 @@ def gradient_bytes(open_layout: ResolvedLayout) -> int:
 
 
 def choose_cadence(steps: int, global_batch: int, num_sources: int, stated: int = 0) -> Cadence:
-    """At least VALIDATIONS validations (fewer in a run of fewer steps), or one every `stated` steps, that take SHARE_OF_VALIDATION
-    of the training together.
+    """At least VALIDATIONS validations (fewer in a run of fewer steps), or one every `stated` steps; together they take
+    SHARE_OF_VALIDATION of the training.
 
     A forward pass is a third of a step's FLOPs (forward + 2 x backward), so n validations of v sequences a source take
     n x num_sources x v / 3 of steps x global_batch. v is a power of two from FEWEST_SEQUENCES to MOST_SEQUENCES.
