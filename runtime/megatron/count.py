@@ -14,7 +14,8 @@ from trainwright.runtime.megatron.model import Embedding, build_chunk
 from trainwright.runtime.megatron.parallel import Parallel, start
 from trainwright.runtime.megatron.platform import Literals
 
-WHOLE = {  # of a TransformerConfig: how the model is cut, in one process
+# Of a TransformerConfig: the model in one process, of modules that need no kernels.
+WHOLE = {
     "tensor_model_parallel_size": 1,
     "pipeline_model_parallel_size": 1,
     "virtual_pipeline_model_parallel_size": None,
@@ -28,12 +29,14 @@ WHOLE = {  # of a TransformerConfig: how the model is cut, in one process
     "account_for_loss_in_pipeline_split": False,
     "pipeline_model_parallel_layout": None,
     "perform_initialization": False,
+    "moe_grouped_gemm": False,
+    "fp8": None,
 }
 
 
-def count_whole(config: Any, embedding: Embedding, layer_spec: str = "local") -> int:
-    """Trainable parameters of the whole model of a program, as Megatron-Core builds it, whatever its layout; the vocabulary as
-    `embedding.padded_vocab_size` says. Buffers, as the bias of experts, are none.
+def count_whole(config: Any, embedding: Embedding) -> int:
+    """Trainable parameters of the whole model of a program, as Megatron-Core builds it of local layers, whatever its layout;
+    the vocabulary as `embedding.padded_vocab_size` says. Buffers, as the bias of experts, are none.
 
     `config` is Megatron-Core's TransformerConfig. Joins a world of one process where Megatron-Core's groups are not there yet;
     raises ValueError where there are others.
@@ -42,7 +45,7 @@ def count_whole(config: Any, embedding: Embedding, layer_spec: str = "local") ->
         start(Parallel(), seed=0)
     elif dist.get_world_size() > 1:
         raise ValueError("parameters are counted in one process")
-    built = _build_whole(config, embedding, layer_spec)
+    built = _build_whole(config, embedding)
     return sum(parameter.numel() for parameter in built.parameters() if parameter.requires_grad)
 
 
@@ -56,19 +59,19 @@ def whole_shapes(config: Any, embedding: Embedding) -> dict[str, tuple[int, ...]
     dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)  # of this process alone
     try:
         parallel_state.initialize_model_parallel()
-        state = _build_whole(config, embedding, "local").state_dict()
+        state = _build_whole(config, embedding).state_dict()
         return {name: tuple(value.shape) for name, value in state.items() if isinstance(value, torch.Tensor)}
     finally:
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
 
 
-def _build_whole(config: Any, embedding: Embedding, layer_spec: str) -> Any:
+def _build_whole(config: Any, embedding: Embedding) -> Any:
     whole = copy.copy(config)
     for name, value in WHOLE.items():
         setattr(whole, name, value)
     with torch.device("meta"), _OnMeta():
-        return build_chunk(Literals(whole, None, None, layer_spec), embedding, None)
+        return build_chunk(Literals(whole, None, None, "local"), embedding, None)
 
 
 class _OnMeta(TorchFunctionMode):
