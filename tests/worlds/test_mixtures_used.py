@@ -115,7 +115,14 @@ def go_on(way: Sequence[Case], folder: Path) -> None:
                 checkpoints.load(built, found)
             record = train(built, [step])
             checkpoints.save(built, step + 1)
-            rest = replace(reference, losses=[record.losses[0]], grad_norms=[record.grad_norms[0]], gradients={})
+            here = slice(step, step + 1)
+            rest = replace(
+                reference,
+                losses=reference.losses[here],
+                grad_norms=reference.grad_norms[here],
+                figures=reference.figures[here],
+                gradients={},
+            )
             if step == len(way) - 1:
                 assert compare(record, rest).violations() == [], case
             return record
