@@ -58,7 +58,16 @@ FOUR = [
 ]
 
 RECOMPUTED_MIXTURES = (("recompute_granularity", "selective"), ("recompute_modules", ("moe", "core_attn")))
+BY_SOFTMAX = (  # DeepSeek-V2's router
+    ("moe_router_score_function", "softmax"),
+    ("moe_router_pre_softmax", True),
+    ("moe_router_enable_expert_bias", False),
+    ("moe_router_topk", 4),
+    ("moe_router_num_groups", 4),
+    ("moe_router_group_topk", 2),
+)
 MORE_OF_TWO = [
+    case("kimi", tensor=2, expert=2, options=BY_SOFTMAX, **WHOLE),
     case("mixtral", data=2, **WHOLE),
     case("mixtral", tensor=2, expert_tensor=2, options=ALLGATHER, **WHOLE),
     case("mixtral", tensor=2, expert=2, overlap=True),
