@@ -54,6 +54,15 @@ def _whole_plan(plan: Plan) -> list[str]:
             f"min_learning_rate: {training.min_learning_rate} must be between 0 and learning_rate {training.learning_rate}"
         )
     problems += _kernels(plan)
+    if plan.shape.rotary_scaling and plan.shape.positions != "rope":
+        problems.append(
+            f"rotary_scaling: {plan.shape.rotary_scaling:g} stretches rotary frequencies, and positions are"
+            f" {plan.shape.positions}"
+        )
+    if (training.balancing != "none" or training.router_z_loss) and not plan.shape.num_experts:
+        problems.append(
+            f"balancing: {training.balancing}, router_z_loss {training.router_z_loss:g}: {plan.shape.family} has no experts"
+        )
     if training.balancing == "bias" and not plan.shape.router_bias:
         problems.append(
             f"balancing: bias moves the bias of the routers, and those of {plan.shape.family} have none: take aux_loss or none"

@@ -1,6 +1,6 @@
 """What a spec says twice, or in two ways: rules over several of its fields, before any fact is looked up."""
 
-from trainwright.compiler.spec import ClusterSpec, DataSpec, Spec
+from trainwright.compiler.spec import ClusterSpec, DataSpec, LayoutSpec, Spec
 from trainwright.compiler.stage_rules import find_stage_contradictions
 
 
@@ -9,6 +9,7 @@ def find_contradictions(spec: Spec) -> list[tuple[str, str]]:
     return [
         *_model_contradictions(spec),
         *_rate_contradictions(spec),
+        *_layout_contradictions(spec.layout),
         *_data_contradictions(spec.data),
         *_cost_contradictions(spec.cluster),
         *find_stage_contradictions(spec),
@@ -42,6 +43,17 @@ def _model_contradictions(spec: Spec) -> list[tuple[str, str]]:
         found.append(
             ("compute.budget", 'a budget in money needs a price; add cluster.price, such as "$2.10/device-hour"')
         )
+    return found
+
+
+def _layout_contradictions(layout: LayoutSpec) -> list[tuple[str, str]]:
+    found = []
+    for name, mode in (("recompute_modules", "selective"), ("recompute_method", "full"), ("recompute_layers", "full")):
+        if getattr(layout, name) is not None and layout.recompute != mode:
+            text = f"only {mode} recompute has it; add recompute: {mode}, or remove {name}"
+            found.append((f"layout.{name}", text))
+    if layout.fp8_recipe is not None and layout.fp8 in (None, "none"):
+        found.append(("layout.fp8_recipe", "no 8-bit floats are asked for; add fp8: hybrid, or remove fp8_recipe"))
     return found
 
 

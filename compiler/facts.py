@@ -346,9 +346,8 @@ def make_shape(family: str, rules: Rules, numbers: Mapping[str, Any]) -> Shape:
     """
     experts = rules.num_experts > 0
     width = numbers["ffn_hidden_size"] * rules.expert_ratio if experts else 0
-    expert = int(
-        numbers.get("expert_ffn_hidden_size", round(width / NARROW_TILE) * NARROW_TILE or max(8, width // 8 * 8))
-    )
+    narrow = round(width / NARROW_TILE) * NARROW_TILE or max(8, int(width) // 8 * 8)
+    expert = int(numbers.get("expert_ffn_hidden_size", narrow)) if experts else 0
     defaults = {
         "head_dim": numbers["hidden_size"] // numbers["num_attention_heads"],
         "vocab_size": rules.vocab_size,

@@ -212,9 +212,9 @@ RULES: tuple[Rule, ...] = (
             & (rows.tensor * rows.context * rows.data % (rows.expert * rows.expert_tensor) == 0)
         ),
         lambda terms, row: (
-            f"expert {row.expert} must divide num_experts {terms.shape.num_experts}, and expert {row.expert} x expert_tensor "
-            f"{row.expert_tensor} the devices of a pipeline stage, tensor {row.tensor} x context {row.context} x data "
-            f"{row.data} = {row.tensor * row.context * row.data}"
+            f"expert {row.expert} must divide num_experts {terms.shape.num_experts} (0: a dense model), and expert"
+            f" {row.expert} x expert_tensor {row.expert_tensor} the devices of a pipeline stage, tensor {row.tensor} x context"
+            f" {row.context} x data {row.data} = {row.tensor * row.context * row.data}"
         ),
     ),
     Rule(
@@ -224,7 +224,8 @@ RULES: tuple[Rule, ...] = (
             | ((terms.shape.num_experts > 0) & (terms.shape.expert_ffn_hidden_size % rows.expert_tensor == 0))
         ),
         lambda terms, row: (
-            f"expert_ffn_hidden_size {terms.shape.expert_ffn_hidden_size} / expert_tensor {row.expert_tensor} = "
+            f"num_experts {terms.shape.num_experts}, expert_ffn_hidden_size {terms.shape.expert_ffn_hidden_size} / expert_tensor "
+            f"{row.expert_tensor} = "
             f"{terms.shape.expert_ffn_hidden_size / row.expert_tensor:.4g} columns a device: expert_tensor must divide the width"
             " of an expert, and only mixtures have experts"
         ),
@@ -285,13 +286,15 @@ RULES: tuple[Rule, ...] = (
             (
                 terms.shape.num_attention_heads % terms.shape.num_query_groups == 0
                 and terms.shape.experts_per_token <= terms.shape.num_experts
+                and (terms.shape.num_experts == 0 or terms.shape.first_dense_layers < terms.shape.num_layers)
             )
             & _ones(rows)
         ),
         lambda terms, _: (
             f"num_query_groups {terms.shape.num_query_groups} must divide num_attention_heads "
-            f"{terms.shape.num_attention_heads}, and experts_per_token {terms.shape.experts_per_token} be at most num_experts "
-            f"{terms.shape.num_experts}"
+            f"{terms.shape.num_attention_heads}, experts_per_token {terms.shape.experts_per_token} be at most num_experts "
+            f"{terms.shape.num_experts}, and first_dense_layers {terms.shape.first_dense_layers} be below num_layers "
+            f"{terms.shape.num_layers}"
         ),
     ),
 )

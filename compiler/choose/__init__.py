@@ -35,7 +35,14 @@ CLOSE = 1.002  # times apart: a FLOP/s that keeps the limits, and one that does 
 ROUNDS = 40
 SHRINK = 0.97  # of the size, or the FLOP/s, while it still takes more than a limit allows
 SIZE_PINS = ("model.size", "data.tokens", "objective.target_loss", "compute.budget", "objective.deadline")
-LAYOUT_PINS = tuple(f"layout.{name}" for name in ("tensor", "pipeline", "data", "micro_batch", "recompute"))
+LAYOUT_PINS = tuple(
+    f"layout.{name}"
+    for name in (
+        *("tensor", "pipeline", "data", "micro_batch", "virtual_pipeline", "context", "expert", "expert_tensor"),
+        *("first_stage_layers", "last_stage_layers", "embedding_as_layer", "loss_as_layer", "sequence_parallel"),
+        *("recompute", "recompute_modules", "recompute_layers"),
+    )
+)
 
 
 def choose_plan(spec: ResolvedSpec) -> Plan:

@@ -261,6 +261,7 @@ def _why_split(best: Layout, num_layers: int) -> dict[str, str]:
         parts += ["the embedding"] * best.embedding_as_layer + ["the loss"] * best.loss_as_layer
         total = num_layers + best.embedding_as_layer + best.loss_as_layer
         stages = best.pipeline * best.virtual_pipeline
-        text = f"{' + '.join(parts)} = {total}: {total // stages} on each of {stages}"
+        in_all = f" = {total}" if len(parts) > 1 else ""
+        text = f"{' + '.join(parts)}{in_all}: {total // stages} on each of {stages}"
     names = ("first_stage_layers", "last_stage_layers", "embedding_as_layer", "loss_as_layer")
     return dict.fromkeys(names, text)

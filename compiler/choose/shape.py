@@ -240,7 +240,10 @@ def _paths() -> list[str]:
 
 
 def _choice(family: Family, shape: Shape, parameters: int, target: float, reasons: Mapping[str, Reason]) -> ShapeChoice:
-    if shape.vocab_size != family.rules.vocab_size:
+    published = {
+        one.vocab_size for one in family.published.values() if replace(one, vocab_size=shape.vocab_size) == shape
+    }
+    if shape.vocab_size not in published | {family.rules.vocab_size}:
         text = f"given, in place of {family.rules.vocab_size} of {family.name}"
         reasons = {**reasons, "shape.vocab_size": Reason("derived", text)}
     return ShapeChoice(shape, parameters, parameters / target - 1, reasons)

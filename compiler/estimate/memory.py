@@ -143,6 +143,8 @@ def layer_activation_bytes_per_token(
     norms = 2 * width * hidden / split  # input of each norm (the residual stream)
     inputs = 2 * width * hidden / split  # input of the QKV product and of the FFN
     attention = width * _attention_elements(shape) / tensor
+    # The runtime's own attention gathers keys and values of whole sequences, and each context rank keeps them.
+    attention = attention + width * (layouts.context - 1) * _gathered_elements(shape) / tensor
     # What comes down the projections of latent attention, before and after its norm, is on every tensor rank.
     latent = shape.q_lora_rank + shape.kv_lora_rank
     attention = attention + width * (2 * latent + shape.qk_rope_head_dim) / split
@@ -165,6 +167,11 @@ def _attention_elements(shape: Shape) -> int:
     if shape.kv_lora_rank:  # every head has keys and values of its own
         return 2 * query_size(shape) + 2 * value_size(shape)
     return 2 * query_size(shape) + 2 * key_size(shape)
+
+
+def _gathered_elements(shape: Shape) -> int:
+    """Elements of keys and values a token."""
+    return query_size(shape) + value_size(shape) if shape.kv_lora_rank else 2 * key_size(shape)
 
 
 def micro_batches_in_flight(layouts: Layouts, rank: Ints) -> Floats:
