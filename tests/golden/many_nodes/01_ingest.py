@@ -2,7 +2,7 @@
 
 Run:       python 01_ingest.py
 Leaves:    work/ingest/output/, the same split for every stage that follows
-Why:       trainwright explain; every literal below is a leaf of plan.json (run ad5f10b0)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run f37be7b8)
 """
 
 from trainwright.runtime.stages import ingest

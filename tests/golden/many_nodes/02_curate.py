@@ -2,7 +2,7 @@
 
 Run:       python 02_curate.py
 Leaves:    work/curate/output/, in the split that ingest made; samples of what was dropped in dropped.jsonl
-Why:       trainwright explain; every literal below is a leaf of plan.json (run ad5f10b0)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run f37be7b8)
 """
 
 from trainwright.runtime.stages import curate

@@ -2,7 +2,7 @@
 
 Run:       python 03_tokenizer.py
 Leaves:    work/tokenizer/output/tokenizer.json
-Why:       trainwright explain; every literal below is a leaf of plan.json (run ad5f10b0)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run f37be7b8)
 """
 
 from trainwright.runtime.stages import tokenizer

@@ -2,7 +2,7 @@
 
 Run:       python 04_tokenize.py
 Leaves:    work/tokenize/output/<split>/<source>.bin and .idx
-Why:       trainwright explain; every literal below is a leaf of plan.json (run ad5f10b0)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run f37be7b8)
 """
 
 from trainwright.runtime.stages import tokenize

@@ -2,7 +2,7 @@
 
 Run:       torchrun --nnodes 32 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint "$HEAD:29500" --rdzv-conf join_timeout=86400,read_timeout=86400 05_pretrain.py
 Expected:  1.7 s a step (1.27 to 2.12), 9,663 tokens/s a device, 67.24 GiB of 79.1 GiB, 6.55 days, $84.51k
-Why:       trainwright explain; every literal below is a leaf of plan.json (run ad5f10b0)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run f37be7b8)
 """
 
 import torch
@@ -15,7 +15,7 @@ from trainwright.runtime.stages import pretrain
 def main() -> None:
     pretrain.run(
         stage="pretrain",
-        run_id="ad5f10b0",
+        run_id="f37be7b8",
         seed=1234,
         parallel=pretrain.Parallel(
             tensor=2,

@@ -2,7 +2,7 @@
 
 Run:       torchrun --nnodes 32 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint "$HEAD:29500" --rdzv-conf join_timeout=86400,read_timeout=86400 06_sft.py
 Leaves:    work/sft/checkpoints/, and the loss before and after in output/summary.json
-Why:       trainwright explain; every literal below is a leaf of plan.json (run 3f0d4d93)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run 07d7e859)
 """
 
 import torch
@@ -15,7 +15,7 @@ from trainwright.runtime.stages import sft
 def main() -> None:
     sft.run(
         stage="sft",
-        run_id="3f0d4d93",
+        run_id="07d7e859",
         seed=1234,
         initial="pretrain",
         parallel=sft.Parallel(

@@ -2,7 +2,7 @@
 
 Run:       python 07_export.py
 Leaves:    work/export/output/model/
-Why:       trainwright explain; every literal below is a leaf of plan.json (run ad5f10b0)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run f37be7b8)
 """
 
 import torch

@@ -2,7 +2,7 @@
 
 Run:       python 01_ingest.py
 Leaves:    work/ingest/output/, the same split for every stage that follows
-Why:       trainwright explain; every literal below is a leaf of plan.json (run 61a62f07)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run 54a81493)
 """
 
 from trainwright.runtime.stages import ingest

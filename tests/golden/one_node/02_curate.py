@@ -2,7 +2,7 @@
 
 Run:       python 02_curate.py
 Leaves:    work/curate/output/, in the split that ingest made; samples of what was dropped in dropped.jsonl
-Why:       trainwright explain; every literal below is a leaf of plan.json (run 61a62f07)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run 54a81493)
 """
 
 from trainwright.runtime.stages import curate

@@ -2,7 +2,7 @@
 
 Run:       python 03_tokenizer.py
 Leaves:    work/tokenizer/output/tokenizer.json
-Why:       trainwright explain; every literal below is a leaf of plan.json (run 61a62f07)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run 54a81493)
 """
 
 from trainwright.runtime.stages import tokenizer

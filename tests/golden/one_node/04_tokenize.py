@@ -2,7 +2,7 @@
 
 Run:       python 04_tokenize.py
 Leaves:    work/tokenize/output/<split>/<source>.bin and .idx
-Why:       trainwright explain; every literal below is a leaf of plan.json (run 61a62f07)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run 54a81493)
 """
 
 from trainwright.runtime.stages import tokenize

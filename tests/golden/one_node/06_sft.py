@@ -2,7 +2,7 @@
 
 Run:       torchrun --standalone --nproc-per-node 8 06_sft.py
 Leaves:    work/sft/checkpoints/, and the loss before and after in output/summary.json
-Why:       trainwright explain; every literal below is a leaf of plan.json (run b0f6f446)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run a526759e)
 """
 
 import torch
@@ -15,7 +15,7 @@ from trainwright.runtime.stages import sft
 def main() -> None:
     sft.run(
         stage="sft",
-        run_id="b0f6f446",
+        run_id="a526759e",
         seed=1234,
         initial="pretrain",
         parallel=sft.Parallel(

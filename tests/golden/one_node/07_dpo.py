@@ -2,7 +2,7 @@
 
 Run:       torchrun --standalone --nproc-per-node 8 07_dpo.py
 Leaves:    work/dpo/checkpoints/, and the accuracy on pairs before and after in output/summary.json
-Why:       trainwright explain; every literal below is a leaf of plan.json (run 8530a3f2)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run cedc97ee)
 """
 
 import torch
@@ -15,7 +15,7 @@ from trainwright.runtime.stages import dpo
 def main() -> None:
     dpo.run(
         stage="dpo",
-        run_id="8530a3f2",
+        run_id="cedc97ee",
         seed=1234,
         initial="sft",
         parallel=dpo.Parallel(

@@ -2,7 +2,7 @@
 
 Run:       torchrun --standalone --nproc-per-node 8 08_evaluate.py
 Leaves:    work/evaluate/output/results.json
-Why:       trainwright explain; every literal below is a leaf of plan.json (run 61a62f07)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run 54a81493)
 """
 
 import torch

@@ -2,7 +2,7 @@
 
 Run:       python 01_ingest.py
 Leaves:    work/ingest/output/, the same split for every stage that follows
-Why:       trainwright explain; every literal below is a leaf of plan.json (run b44b5e5c)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run bcd09755)
 """
 
 from trainwright.runtime.stages import ingest

@@ -2,7 +2,7 @@
 
 Run:       python 02_curate.py
 Leaves:    work/curate/output/, in the split that ingest made; samples of what was dropped in dropped.jsonl
-Why:       trainwright explain; every literal below is a leaf of plan.json (run b44b5e5c)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run bcd09755)
 """
 
 from trainwright.runtime.stages import curate

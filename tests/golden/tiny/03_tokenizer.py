@@ -2,7 +2,7 @@
 
 Run:       python 03_tokenizer.py
 Leaves:    work/tokenizer/output/tokenizer.json
-Why:       trainwright explain; every literal below is a leaf of plan.json (run b44b5e5c)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run bcd09755)
 """
 
 from trainwright.runtime.stages import tokenizer

@@ -2,7 +2,7 @@
 
 Run:       torchrun --standalone --nproc-per-node 2 05_pretrain.py
 Expected:  0.268 s a step (0.201 to 0.334), 7,654 tokens/s a device, 644.5 MiB of 11.2 GiB, 3.158 minutes
-Why:       trainwright explain; every literal below is a leaf of plan.json (run b44b5e5c)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run bcd09755)
 """
 
 import torch
@@ -15,7 +15,7 @@ from trainwright.runtime.stages import pretrain
 def main() -> None:
     pretrain.run(
         stage="pretrain",
-        run_id="b44b5e5c",
+        run_id="bcd09755",
         seed=1234,
         parallel=pretrain.Parallel(
             tensor=1,

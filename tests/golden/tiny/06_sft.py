@@ -2,7 +2,7 @@
 
 Run:       torchrun --standalone --nproc-per-node 2 06_sft.py
 Leaves:    work/sft/checkpoints/, and the loss before and after in output/summary.json
-Why:       trainwright explain; every literal below is a leaf of plan.json (run 0b8a87ac)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run b0a396ea)
 """
 
 import torch
@@ -15,7 +15,7 @@ from trainwright.runtime.stages import sft
 def main() -> None:
     sft.run(
         stage="sft",
-        run_id="0b8a87ac",
+        run_id="b0a396ea",
         seed=1234,
         initial="pretrain",
         parallel=sft.Parallel(

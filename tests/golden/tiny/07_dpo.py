@@ -2,7 +2,7 @@
 
 Run:       torchrun --standalone --nproc-per-node 2 07_dpo.py
 Leaves:    work/dpo/checkpoints/, and the accuracy on pairs before and after in output/summary.json
-Why:       trainwright explain; every literal below is a leaf of plan.json (run 749e6661)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run 40e59a63)
 """
 
 import torch
@@ -15,7 +15,7 @@ from trainwright.runtime.stages import dpo
 def main() -> None:
     dpo.run(
         stage="dpo",
-        run_id="749e6661",
+        run_id="40e59a63",
         seed=1234,
         initial="sft",
         parallel=dpo.Parallel(

@@ -2,7 +2,7 @@
 
 Run:       torchrun --standalone --nproc-per-node 2 08_evaluate.py
 Leaves:    work/evaluate/output/results.json
-Why:       trainwright explain; every literal below is a leaf of plan.json (run b44b5e5c)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run bcd09755)
 """
 
 import torch

@@ -2,7 +2,7 @@
 
 Run:       python 09_export.py
 Leaves:    work/export/output/model/
-Why:       trainwright explain; every literal below is a leaf of plan.json (run b44b5e5c)
+Why:       trainwright explain; every literal below is a leaf of plan.json (run bcd09755)
 """
 
 import torch
