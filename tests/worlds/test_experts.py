@@ -181,6 +181,7 @@ def test_router_losses_weigh_the_same_where_the_loss_is_a_mean_over_tokens() -> 
         assert difference.violations() == [], str(mean)
 
 
+@pytest.mark.full  # 6 s
 def test_packed_rows() -> None:
     """Of a length that ranks share evenly: padding counts among the tokens that experts are balanced over."""
     cases = [

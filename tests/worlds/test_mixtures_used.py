@@ -88,6 +88,7 @@ def test_evaluation_scores_logits_and_count_are_those_of_one_process() -> None:
             assert count == whole_count, case
 
 
+@pytest.mark.full  # 10 s
 def test_a_mixture_goes_on_in_another_layout(tmp_path: Path) -> None:
     """MLA, experts with their bias, shared experts, MTP with a tied embedding: each layout trains a step, and saves."""
     tied = replace(DEEPSEEK, tied=True)
