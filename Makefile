@@ -8,7 +8,7 @@ REF ?= main
 # Of a module that is in the test split of specs/tiny.yaml.
 QUESTION ?= What does the method \`Queue.empty()\` of the module \`queue\` do?
 
-.PHONY: demo test test-full check types golden published bench replay install clean
+.PHONY: demo test test-full check types golden published bench bench-runtime replay install clean
 
 demo: install  ## compile specs/tiny.yaml, execute the bundle (text to an aligned model), and ask that model
 	$(BIN)/trainwright compile specs/tiny.yaml -o build/demo
@@ -41,6 +41,12 @@ bench: install  ## speed against a peer or a limit
 	$(BIN)/python benchmarks/search_speed.py
 	$(BIN)/python benchmarks/fit_speed.py
 	$(BIN)/python benchmarks/loader.py
+
+bench-runtime: install  ## what emitted programs cost: start-up, overhead beside bare loops, loader, MFU where CUDA is; half an hour
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/cuda.py
+	$(BIN)/python benchmarks/overhead.py
 
 replay: install  ## compile every spec at REF and here and compare the bundles: a refactor shows nothing
 	$(BIN)/python benchmarks/replay.py $(REF)
