@@ -47,6 +47,7 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     )
 
 
+@pytest.mark.full  # 10 s
 def test_any_layout_loads_it_and_writes_the_same(tmp_path: Path, files: ModelFiles) -> None:
     losses, state = {}, {}
     llama, gpt, qwen = Case(tied=True), Case(family="gpt"), Case(family="qwen", bf16=True)

@@ -79,7 +79,8 @@ def test_resumed_losses_are_those_of_an_uninterrupted_run(case: Case, tmp_path: 
         assert again.grad_norms == pytest.approx(whole.grad_norms, rel=1e-5)
 
 
-@pytest.mark.parametrize("tied", [pytest.param(False, marks=pytest.mark.full), True])  # 5 s each
+@pytest.mark.full  # 10 s each
+@pytest.mark.parametrize("tied", [False, True])
 def test_another_layout_goes_on_as_one_process_would(tied: bool, tmp_path: Path) -> None:
     """By way of several: each trains a step, and saves for the next."""
     way = [

@@ -129,6 +129,7 @@ def test_two_processes(references: dict[object, Record]) -> None:
     check(TWO, references)
 
 
+@pytest.mark.full  # 7 s
 def test_four_processes(references: dict[object, Record]) -> None:
     check(FOUR, references)
 

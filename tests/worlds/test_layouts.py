@@ -65,6 +65,7 @@ def test_two_processes_share_layers_in_turn_and_unevenly() -> None:
     )
 
 
+@pytest.mark.full  # 8 s
 def test_four_processes_share_both() -> None:
     check(
         [

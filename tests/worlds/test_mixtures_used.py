@@ -58,6 +58,7 @@ def in_order(cases: Sequence[Case], initial: dict[str, dict[str, torch.Tensor]])
     return found
 
 
+@pytest.mark.full  # 8 s
 def test_evaluation_scores_logits_and_count_are_those_of_one_process() -> None:
     cases = [
         replace(DEEPSEEK, tensor=2, expert=2),

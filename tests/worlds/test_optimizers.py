@@ -134,7 +134,8 @@ def test_a_resumed_run_goes_on_as_it_would_have(case: Case, tmp_path: Path) -> N
             assert torch.equal(again.final[name], tensor), name
 
 
-@pytest.mark.parametrize("case", [LION, pytest.param(MUP, marks=pytest.mark.full)], ids=["lion", "mup"])
+@pytest.mark.full  # 5 s each
+@pytest.mark.parametrize("case", [LION, MUP], ids=["lion", "mup"])
 def test_another_layout_goes_on_as_one_process_would(case: Case, tmp_path: Path) -> None:
     reference = run_reference(case)
     rest = Record(losses=reference.losses[HALF:], grad_norms=reference.grad_norms[HALF:], final=reference.final)

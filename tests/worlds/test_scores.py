@@ -64,6 +64,7 @@ def by_hand(built: Model, items: list[Sequence]) -> list[Score]:
     return scores
 
 
+@pytest.mark.full  # 8 s
 def test_scores_are_those_of_the_logits_in_every_layout(reference: Record) -> None:
     def expected() -> tuple[list[Sequence], list[Score]]:
         built = open_model(Case(), reference.final)

@@ -147,7 +147,9 @@ def in_world(*work: Callable[[], Any], size: int = 1) -> list[Any]:
     return found
 
 
-@pytest.mark.parametrize(("stage", "case"), [(SFT, CASE), (DPO, Case(data=2))], ids=str)
+@pytest.mark.parametrize(
+    ("stage", "case"), [(SFT, CASE), pytest.param(DPO, Case(data=2), marks=pytest.mark.full)], ids=str
+)
 def test_a_stage_whose_file_was_only_touched_goes_on_to_the_same_figures(
     place: Workspace, stage: str, case: Case
 ) -> None:
