@@ -18,9 +18,10 @@ from trainwright.compiler.laws.find import find_law, load_law_file
 from trainwright.compiler.laws.law import Law
 from trainwright.compiler.load import LoadedSpec
 from trainwright.compiler.plan import CostLine, Source
-from trainwright.compiler.ranges import Choice, Range, list_divisors, open_choice, open_range
+from trainwright.compiler.ranges import Choice, Range, open_choice, open_range
+from trainwright.compiler.resolve_layout import ResolvedLayout, resolve_layout
 from trainwright.compiler.resolve_stages import ResolvedStages, resolve_stages
-from trainwright.compiler.spec import DataSpec, LayoutSpec, ModelSpec, PowerSpec, Spec
+from trainwright.compiler.spec import DataSpec, ModelSpec, PowerSpec, Spec
 from trainwright.compiler.units import Quantity, format_quantity
 
 # Fields of `model.shape` that few families have.
@@ -154,45 +155,6 @@ class ResolvedScaling:
     mup: tuple[MupBase, ...]  # one when stated, else empty
 
 
-ONE, GRADIENTS = Choice((1,)), Choice(("fp32", "bf16"))
-
-
-@dataclass(frozen=True)
-class StageSplit:
-    """How many layers the first and last pipeline stage hold, as stated. 0: as the others."""
-
-    first_stage_layers: int
-    last_stage_layers: int
-    embedding_as_layer: bool
-    loss_as_layer: bool
-
-
-@dataclass(frozen=True)
-class ResolvedLayout:
-    """Candidates of each degree by itself; which tuples are legal is for `check.py` to say."""
-
-    tensor: Choice[int]
-    pipeline: Choice[int]
-    data: Choice[int]
-    micro_batch: Choice[int]
-    recompute: Choice[str]
-    layer_spec: Choice[str]
-    virtual_pipeline: Choice[int] = ONE
-    context: Choice[int] = ONE
-    expert: Choice[int] = ONE
-    expert_tensor: Choice[int] = ONE
-    split: tuple[StageSplit, ...] = ()  # one when stated, else empty: as even as the layers allow
-    sequence_parallel: tuple[bool, ...] = ()  # likewise: where tensor > 1
-    distributed_optimizer: bool = True
-    recompute_modules: tuple[str, ...] = ("core_attn",)  # of selective recompute
-    recompute_method: str = "uniform"  # of full recompute
-    recompute_layers: int = 1
-    gradient_dtype: Choice[str] = GRADIENTS
-    fsdp: str = "none"
-    fp8: str = "none"
-    fp8_recipe: str = "delayed"  # where fp8 is on
-
-
 @dataclass(frozen=True)
 class ResolvedSpec:
     name: str
@@ -213,11 +175,7 @@ class ResolvedSpec:
 
 # By default: the refit of Chinchilla's data; laws that know repeated tokens, and experts.
 LAW, REPEATED_LAW, MIXTURE_LAW = "epoch2024", "muennighoff2023", "ludziejewski2025"
-_RECOMPUTE = ("none", "selective", "full")
-_MOST_PIPELINE_STAGES = 1024
 _ROTARY_BASE = 10_000  # RoFormer (arXiv 2104.09864), where a family with other positions has none
-_MOST_EXPERT_DEVICES = 256  # expert-parallel: the largest that DeepSeek, Kimi and Qwen report, with a margin
-_LARGEST_MICRO_BATCH = 64  # sequences: beyond it a device is busy already, and activations only grow
 
 
 def resolve_spec(loaded: LoadedSpec) -> ResolvedSpec:
@@ -232,7 +190,6 @@ def resolve_spec(loaded: LoadedSpec) -> ResolvedSpec:
         raise SpecError(f"{where}: {family.name} is dense; remove it, or take a mixture of experts, such as mixtral")
     devices = spec.compute.nodes * spec.compute.devices_per_node
     cuda = device.kind == "cuda"
-    layer_spec = spec.layout.layer_spec or ("transformer_engine" if cuda else "local")
     price, mup = spec.cluster.price, spec.scaling.mup
     return ResolvedSpec(
         name=spec.name,
@@ -265,18 +222,7 @@ def resolve_spec(loaded: LoadedSpec) -> ResolvedSpec:
             batch=spec.scaling.batch or "",
             mup=() if mup is None else (MupBase(mup.hidden_size, mup.learning_rate, mup.init_std),),
         ),
-        layout=ResolvedLayout(
-            # Beyond a node's fast links tensor parallelism is slower than any other layout.
-            tensor=open_choice(
-                spec.layout.tensor, list_divisors(spec.compute.devices_per_node, spec.compute.devices_per_node)
-            ),
-            pipeline=open_choice(spec.layout.pipeline, list_divisors(devices, _MOST_PIPELINE_STAGES)),
-            data=open_choice(spec.layout.data, list_divisors(devices, devices)),
-            micro_batch=open_choice(spec.layout.micro_batch, _powers_of_two(_LARGEST_MICRO_BATCH)),
-            recompute=open_choice(spec.layout.recompute, _RECOMPUTE),
-            layer_spec=Choice((layer_spec,)),
-            **_further_layout(spec.layout, family, devices),
-        ),
+        layout=resolve_layout(spec, family, device),
         stages=resolve_stages(spec),
         pins=_pins(document),
     )
@@ -293,34 +239,6 @@ def _positioned(family: Family, model: ModelSpec) -> Family:
     rules = replace(family.rules, **changes, shape=further | stated)
     published = {name: replace(shape, **changes, **stated) for name, shape in family.published.items()}
     return replace(family, rules=rules, published=published)
-
-
-def _further_layout(given: LayoutSpec, family: Family, devices: int) -> dict[str, Any]:
-    """What is searched of mixtures alone, or is what the user pinned."""
-    split = StageSplit(
-        given.first_stage_layers or 0,
-        given.last_stage_layers or 0,
-        given.embedding_as_layer or False,
-        given.loss_as_layer or False,
-    )
-    names = ("first_stage_layers", "last_stage_layers", "embedding_as_layer", "loss_as_layer")
-    free_experts = list_divisors(devices, _MOST_EXPERT_DEVICES) if family.rules.num_experts else (1,)
-    return {
-        "virtual_pipeline": open_choice(given.virtual_pipeline, (1,)),
-        "context": open_choice(given.context, (1,)),
-        "expert": open_choice(given.expert, free_experts),
-        "expert_tensor": open_choice(given.expert_tensor, (1,)),
-        "split": (split,) if any(getattr(given, name) is not None for name in names) else (),
-        "sequence_parallel": () if given.sequence_parallel is None else (given.sequence_parallel,),
-        "distributed_optimizer": given.distributed_optimizer is not False,
-        "recompute_modules": given.recompute_modules or ("core_attn",),
-        "recompute_method": given.recompute_method or "uniform",
-        "recompute_layers": given.recompute_layers or 1,
-        "fsdp": given.fsdp or "none",
-        "fp8": given.fp8 or "none",
-        "fp8_recipe": given.fp8_recipe or "delayed",
-        "gradient_dtype": open_choice(given.gradient_dtype, ("fp32", "bf16")),
-    }
 
 
 def _facts(spec: Spec, document: Document) -> tuple[Family, Device]:
@@ -474,7 +392,3 @@ def _values(data: Any, path: str) -> Iterator[str]:
             yield from _values(item, f"{path}[{index}]")
     elif data is not None:
         yield path
-
-
-def _powers_of_two(most: int) -> tuple[int, ...]:
-    return tuple(2**power for power in range(most.bit_length()))

@@ -24,7 +24,7 @@ from trainwright.compiler.facts import (
 from trainwright.compiler.layout_rules import Terms, legal_rows
 from trainwright.compiler.plan import Shape
 from trainwright.compiler.ranges import Choice
-from trainwright.compiler.resolve import ResolvedLayout
+from trainwright.compiler.resolve_layout import ResolvedLayout
 
 # ---- shapes
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from trainwright.compiler.choose.ledger import Ledger
 from trainwright.compiler.plan import Kernels, Layout, Shape
-from trainwright.compiler.resolve import ResolvedLayout
+from trainwright.compiler.resolve_layout import ResolvedLayout
 
 KEEP_CHECKPOINTS = 3
 SAVE_EVERY_S = 1800.0  # half an hour of work is lost at most when a run is killed

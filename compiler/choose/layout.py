@@ -28,7 +28,7 @@ from trainwright.compiler.estimate.memory import Memory, estimate_memory
 from trainwright.compiler.estimate.step_time import estimate_step_time
 from trainwright.compiler.layout_rules import RULES, Terms, legal_rows, list_violations
 from trainwright.compiler.plan import Layout, Reason
-from trainwright.compiler.resolve import ResolvedLayout, StageSplit
+from trainwright.compiler.resolve_layout import ResolvedLayout, StageSplit
 
 VOCABULARY_MULTIPLE = 128  # Megatron's make_vocab_size_divisible_by: whole tiles of a matrix product
 TIE = 1e-9

@@ -31,6 +31,7 @@ from trainwright.compiler.choose.hyperparameters import (
 from trainwright.compiler.choose.kernels import FEWEST_SEQUENCES, SHARE_OF_VALIDATION, choose_cadence
 from trainwright.compiler.choose.ledger import Ledger
 from trainwright.compiler.choose.limits import limits_of, place
+from trainwright.compiler.choose.ramp_up import choose_ramp, why_steps
 from trainwright.compiler.errors import IllegalPlanError
 from trainwright.compiler.laws.rates import Run
 from trainwright.compiler.plan import Shape, Training, Validation
@@ -149,14 +150,14 @@ def choose_training(
             if shape.mtp_layers
             else "no multi-token prediction",
         ),
-        **_ramp(spec, ledger, global_batch, context),
+        **choose_ramp(spec, ledger, global_batch, context),
         seed=ledger.note(
             "training.seed", int(spec.seed.clip(DEFAULT_SEED)), "default", "Megatron-LM's default", pin="seed"
         ),
     )
     if training.ramp_start:
         training = replace(training, steps=math.ceil(ramped_steps(training, steps)))
-    ledger.note("training.steps", None, "derived", _why_steps(training, tokens))
+    ledger.note("training.steps", None, "derived", why_steps(training, tokens))
     rate_is_ours, batch_is_ours = not given.learning_rate.pinned, not given.global_batch.pinned
     warnings = warn_of_laws(laws, run, tokens_per_step, rate=rate_is_ours, batch=batch_is_ours)
     trained = trained_tokens(training)
@@ -233,38 +234,6 @@ def _mup_width(ledger: Ledger, laws: Laws, shape: Shape) -> float:
     base = laws.base[0].hidden_size
     text = f"muP: hidden_size {shape.hidden_size} / {base} of the base run"
     return ledger.note("training.mup_width", shape.hidden_size / base, "law", text)
-
-
-def _ramp(spec: ResolvedSpec, ledger: Ledger, global_batch: int, context: int) -> dict[str, int]:
-    """Raises IllegalPlanError for a ramp that does not lead to the global batch in whole increments."""
-    names = ("ramp_start", "ramp_increment", "ramp_sequences")
-    if not spec.training.ramp:
-        for name in names:
-            ledger.note(f"training.{name}", None, "default", "not asked for")
-        return dict.fromkeys(names, 0)
-    (stated,) = spec.training.ramp
-    sequences = max(1, round(stated.tokens / context))
-    if stated.start >= global_batch or (global_batch - stated.start) % stated.increment:
-        raise IllegalPlanError(
-            f"{place(spec, 'training.ramp.start')}: from {stated.start} sequences by {stated.increment} the batch does not come"
-            f" to global_batch {global_batch}: {global_batch} - {stated.start} = {global_batch - stated.start}, which must be a"
-            " multiple of increment above 0"
-        )
-    keys = ("start", "increment", "tokens")
-    values = (stated.start, stated.increment, sequences)
-    for name, key in zip(names, keys, strict=True):
-        detail = f"; {sequences:,} sequences of {context}" if key == "tokens" else ""
-        ledger.note(f"training.{name}", None, "pinned", "", pin=f"training.ramp.{key}", detail=detail)
-    return dict(zip(names, values, strict=True))
-
-
-def _why_steps(training: Training, tokens: int) -> str:
-    if training.ramp_start:
-        return (
-            f"{tokens:,} tokens, of which the first {training.ramp_sequences * training.context_length:,} in batches that grow"
-            f" from {training.ramp_start} sequences to {training.global_batch}, then {training.tokens_per_step:,} a step"
-        )
-    return f"{tokens:,} tokens / {training.tokens_per_step:,} a step"
 
 
 def _global_batch(spec: ResolvedSpec, ledger: Ledger, laws: Laws, run: Run, shape: Shape, context: int) -> int:
