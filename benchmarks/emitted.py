@@ -67,7 +67,8 @@ def run_steps(bundle: Path, *, processes: int, steps: int) -> list[float]:
     process = start_program(program, processes)
     try:
         started = time.monotonic()
-        while count_lines(folder / "metrics.jsonl") < steps:
+        # Two steps more: TensorBoard writes its events by tens, and a step has fewer.
+        while count_lines(folder / "metrics.jsonl") < steps + 2:
             if process.poll() is not None or time.monotonic() - started > PATIENCE_S:
                 raise SystemExit(f"{program} ended, or hangs, before step {steps}")
             time.sleep(0.1)
