@@ -93,10 +93,13 @@ def start_program(
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a program and the processes that it started."""
-    if process.poll() is None:
+    """End a program and its ranks, which torchrun starts in sessions of their own and ends when it is told to end."""
+    process.terminate()
+    try:
+        process.wait(timeout=60)
+    except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+        raise SystemExit("torchrun does not end its ranks") from None
 
 
 def count_lines(path: Path) -> int:
