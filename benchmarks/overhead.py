@@ -13,7 +13,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from emitted import SPEC, intervals, prepare, run_steps, start_program
+from emitted import intervals, prepare, run_steps, spec_of, start_program
 
 HERE = Path(__file__).resolve().parent
 
@@ -37,7 +37,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         first: Path | None = None
         for processes in given.processes:
-            bundle = prepare(Path(scratch) / f"of-{processes}", SPEC.format(processes=processes), like=first)
+            bundle = prepare(Path(scratch) / f"of-{processes}", spec_of(processes), like=first)
             first = first or bundle
             compare(bundle, processes, given.pairs, given.steps, given.plain)
 

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from emitted import SPEC, prepare, start_program, stop
+from emitted import prepare, spec_of, start_program, stop
 
 # What the program prints first, once a phase is over.
 MARKS = {
@@ -66,7 +66,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         first: Path | None = None
         for processes in given.processes:
-            bundle = prepare(Path(scratch) / f"of-{processes}", SPEC.format(processes=processes), like=first)
+            bundle = prepare(Path(scratch) / f"of-{processes}", spec_of(processes), like=first)
             first = first or bundle
             runs = [first_step(bundle, processes) for _ in range(given.runs)]
             print(f"{processes} process(es):")
