@@ -3,6 +3,7 @@
 work/sft        a tuned model that knows TALKS by heart, saved by two tensor-parallel processes, with a chat template
 work/pretrain   its weights after one step, without a chat template
 work/qwen       bf16, untied, normalised queries and keys, after one step, saved by two pipeline stages; no stage of the bundle
+work/gpt, work/mixtral, work/deepseek    of other formats, after one step, saved by two tensor or expert ranks; no stages either
 work/dpo        a stage of the bundle that has not run
 """
 
@@ -39,6 +40,8 @@ RED_AGAIN, GREEN_AGAIN = ((("user", "again"), ("assistant", f"{colour}, wie gesa
 TALKS = (RED + RED_AGAIN, GREEN + GREEN_AGAIN, RED_AGAIN + GREEN)
 SEQUENCE, STEPS = 96, 120
 VOCABULARY, PADDED = 280, 384
+# What its Hugging Face format has a place for: no prediction of further tokens, shared experts as wide as others.
+DEEPSEEK = (("mtp_num_layers", None), ("moe_shared_expert_intermediate_size", 64))
 FOLDER = Path(sys.argv[1]).resolve()
 TOKENIZER = FOLDER / "tokenizer.json"
 
@@ -115,4 +118,7 @@ if __name__ == "__main__":
     run_world(2, lambda: train(Case(tensor=2, tied=True), "sft", STEPS, DEFAULT_TEMPLATE))
     run_world(1, lambda: train(Case(), "pretrain", 2, ""))
     run_world(2, lambda: train(Case(pipeline=2, family="qwen", bf16=True), "qwen", 2, ""))
+    run_world(2, lambda: train(Case(tensor=2, family="gpt"), "gpt", 2, ""))
+    run_world(2, lambda: train(Case(data=2, expert=2, family="mixtral"), "mixtral", 2, ""))
+    run_world(2, lambda: train(Case(data=2, expert=2, family="deepseek", options=DEEPSEEK), "deepseek", 2, ""))
     write_bundle()

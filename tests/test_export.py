@@ -77,6 +77,10 @@ shutil.copytree("work/pretrain/checkpoints", foreign)
 for path in foreign.glob("step-*/tokenizer.json"):
     path.write_text(path.read_text().replace("<|pad|>", "<|fim|>"))
 run("foreign", "foreign", Case())
+run("gpt", "work/gpt", Case(family="gpt"))
+run("mixtral", "work/mixtral", Case(family="mixtral"))
+options = (("mtp_num_layers", None), ("moe_shared_expert_intermediate_size", 64))
+run("deepseek", "work/deepseek", Case(family="deepseek", options=options))
 run("bloom", "pretrain", Case(family="bloom"))
 run("nobody", "dpo", llama)
 run("untied", "sft", Case())
@@ -119,13 +123,13 @@ def load(folder):
         "pad": tokenizer.pad_token,
         "specials": tokenizer.decode([0, 1, 2, 3], skip_special_tokens=True),
         "template": bool(tokenizer.chat_template),
-        "theta": json.loads((Path(folder) / "config.json").read_text())["rope_theta"],
+        "theta": json.loads((Path(folder) / "config.json").read_text()).get("rope_theta"),
         "context": [model.config.max_position_embeddings, tokenizer.model_max_length],
     }
 
 work = Path(sys.argv[1])
 result = {}
-for name in ("llama", "base", "qwen"):
+for name in ("llama", "base", "qwen", "gpt", "mixtral", "deepseek"):
     model, tokenizer, result[name] = load(work / name / "output" / "model")
     if name == "llama":
         messages, result["answers"] = [], []
@@ -183,19 +187,22 @@ def loaded(exports: Exports) -> dict[str, Any]:
         ("llama", "LlamaForCausalLM", "torch.float32", True),
         ("base", "LlamaForCausalLM", "torch.float32", False),
         ("qwen", "Qwen3ForCausalLM", "torch.bfloat16", False),
+        ("gpt", "GPT2LMHeadModel", "torch.float32", False),
+        ("mixtral", "MixtralForCausalLM", "torch.float32", False),
+        ("deepseek", "DeepseekV3ForCausalLM", "torch.float32", False),
     ],
 )
 def test_transformers_loads_it_whole(
     exports: Exports, loaded: dict[str, Any], name: str, kind: str, dtype: str, tied: bool
 ) -> None:
-    """Saved by two tensor ranks (llama), one process (base), two pipeline stages (qwen)."""
+    """Saved by two tensor ranks (llama, gpt), one process (base), two pipeline stages (qwen), two expert ranks (the others)."""
     assert exports.codes[name] == 0, exports.errors[name]
     facts, summary = loaded[name], exports.summary(name)
     assert (facts["class"], facts["dtype"], facts["tied"]) == (kind, dtype, tied)
     assert facts["unlike"] == [[], [], []]
     assert facts["shape"] == [280, 64], "the vocabulary's padding is still there"
     assert facts["parameters"] == summary["parameters"]
-    assert facts["theta"] == 10000
+    assert facts["theta"] == (None if name == "gpt" else 10000)
     assert facts["context"] == [96, 96]
     assert summary["largest_logit_difference"] <= 1e-4
     assert summary["compared_tokens"] > 300

@@ -29,7 +29,7 @@ class WeightWriter:
     def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
         self._folder, self._limit = folder, shard_bytes
         self._waiting: dict[str, Tensor] = {}
-        self._size = self._total = self._count = 0
+        self._size = self._total = 0
         self._files: list[list[str]] = []  # the names of the tensors in each
 
     def add(self, name: str, tensor: Tensor) -> None:
@@ -39,10 +39,9 @@ class WeightWriter:
             self._write()
         self._waiting[name] = tensor.detach().to("cpu").contiguous()
         self._size += size
-        self._count += tensor.numel()
 
-    def close(self) -> int:
-        """Write what is left, give the files their names, and return the number of elements."""
+    def close(self) -> None:
+        """Write what is left, and give the files their names."""
         self._write()
         count = len(self._files)
         names = [WEIGHTS] if count == 1 else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
@@ -51,7 +50,6 @@ class WeightWriter:
         if count > 1:
             places = {name: file for file, held in zip(names, self._files, strict=True) for name in held}
             write_json(self._folder / INDEX, {"metadata": {"total_size": self._total}, "weight_map": places})
-        return self._count
 
     def _write(self) -> None:
         path = self._scratch(len(self._files))

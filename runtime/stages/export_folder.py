@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainwright.runtime.megatron.huggingface import FULL_PRECISION
+from trainwright.runtime.megatron.huggingface import BUFFERS
 from trainwright.runtime.megatron.weight_files import SHARD_BYTES, WeightWriter
 from trainwright.runtime.step_folders import HUGGINGFACE
 from trainwright.runtime.workspace import write_atomically, write_json
@@ -48,10 +48,13 @@ def write_weights(
     folder: Path, weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype, shard_bytes: int = SHARD_BYTES
 ) -> int:
     """Write named tensors as `dtype`, in one file or in several with an index. Returns the number of parameters."""
-    writer = WeightWriter(folder, shard_bytes)
+    writer, parameters = WeightWriter(folder, shard_bytes), 0
     for name, tensor in weights:
-        writer.add(name, tensor.float() if name.endswith(FULL_PRECISION) else tensor.to(dtype))
-    return writer.close()
+        buffer = name.endswith(BUFFERS)
+        writer.add(name, tensor.float() if buffer else tensor.to(dtype))
+        parameters += 0 if buffer else tensor.numel()
+    writer.close()
+    return parameters
 
 
 def write_configs(folder: Path, model_config: dict[str, Any], vocabulary: Vocabulary, context_length: int) -> None:

@@ -27,7 +27,7 @@ from trainwright.runtime.workspace import write_atomically
 
 FORMATS: tuple[Format, ...] = (*DECODERS, DEEPSEEK, GPT2)
 OUTPUT = "output_layer.weight"
-FULL_PRECISION = ("e_score_correction_bias",)  # tensors that stay in fp32 whatever the others are in
+BUFFERS = ("e_score_correction_bias",)  # no parameters: they stay in fp32 whatever the others are in
 # Buffers that older versions of transformers saved: they follow from the config.
 _FOLLOWS = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
 
