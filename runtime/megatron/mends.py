@@ -9,14 +9,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core.models.gpt import gpt_model
+from megatron.core.optimizer import clip_grads
 from megatron.core.tensor_parallel import mappings
 from megatron.core.transformer import multi_latent_attention
 from megatron.core.transformer.moe import moe_utils, token_dispatcher
 from megatron.core.transformer.multi_token_prediction import roll_tensor
+from megatron.core.utils import local_multi_tensor_l2_norm
 from torch import Tensor
 
 
-def mend() -> None:
+def mend(*, cuda: bool) -> None:
     """Idempotent. On every platform: what is wrong there too. Without CUDA: also what gloo and CPU tensors lack."""
     mappings._reduce = _reduce
     gpt_model.roll_tensor = _roll_tensor
@@ -25,11 +27,19 @@ def mend() -> None:
     if not isinstance(multi_latent_attention.TELinear, type):
         # Without Transformer Engine it takes stand-ins for the real thing: "isinstance() arg 2 must be a type".
         multi_latent_attention.HAVE_TE = False
-    if torch.cuda.is_available():
+    if clip_grads.l2_norm_impl is local_multi_tensor_l2_norm:  # neither Transformer Engine nor APEX is there
+        clip_grads.l2_norm_impl = _l2_norm
+    if cuda:
         return
     token_dispatcher.maybe_move_tensor_to_cpu = _splits_of
     mappings._gather_along_first_dim = _gather_along_first_dim
     mappings._reduce_scatter_along_first_dim = _reduce_scatter_along_first_dim
+
+
+def _l2_norm(chunk: int, overflow: Tensor, lists: Sequence[Sequence[Tensor]], *_: Any) -> tuple[Tensor, None]:
+    """The norm of all tensors together. Megatron-Core's own waits for the device once a tensor, to make a list of numbers."""
+    norms = [torch.linalg.vector_norm(tensor) for tensors in lists for tensor in tensors]
+    return torch.linalg.vector_norm(torch.stack(norms)).view(1), None
 
 
 def _reduce(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:

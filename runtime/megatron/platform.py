@@ -2,6 +2,9 @@
 
 On CUDA nothing is changed. Without CUDA, Megatron-Core asks for CUDA devices, streams and tensor types all the same;
 `install()` answers these questions with CPU ones, so that no file of Megatron-Core is changed.
+
+A dry run (`pretend`) stands for either: nothing is overridden that the platform for which it stands would not override, while
+its tensors, which hold no values, are a CPU's.
 """
 
 import copy
@@ -62,7 +65,7 @@ class Platform:
     """Where tensors live, and which torch.distributed backend joins the processes."""
 
     name: str  # "cpu" | "cuda"
-    backend: str  # "gloo" | "nccl"
+    backend: str  # "gloo" | "nccl" | "fake" (a dry run's)
     device: torch.device
 
     def memory_bytes(self) -> int:
@@ -160,9 +163,17 @@ def _recomputed_by_transformer_engine(model: Any) -> list[str]:
 
 def current(local_rank: int = 0) -> Platform:
     """CUDA where a CUDA device is there, else CPU. `local_rank` numbers the process on its node."""
+    if _pretended:
+        return Platform(_pretended, "fake", _CPU)
     if torch.cuda.is_available():
         return Platform("cuda", "nccl", torch.device("cuda", local_rank))
-    return Platform("cpu", "gloo", torch.device("cpu"))
+    return Platform("cpu", "gloo", _CPU)
+
+
+def pretend(name: str) -> None:
+    """Make this process a dry run for the platform `name`, "cuda" or "cpu". Call it before `install`."""
+    global _pretended
+    _pretended = name
 
 
 def install() -> None:
@@ -184,8 +195,8 @@ def install() -> None:
         "ignore", message="The .grad attribute of a Tensor that is not a leaf", category=UserWarning
     )
     _let_rope_fusion_be_written()
-    mend()
-    if _installed or torch.cuda.is_available():
+    mend(cuda=current().name == "cuda")
+    if _installed or (torch.cuda.is_available() and not _pretended):
         return
     _installed = True
     # Megatron-Core hands some functions, activations among them, to torch.compile, which is for CUDA's sake.
@@ -197,6 +208,7 @@ def install() -> None:
 
 
 _installed = False
+_pretended = ""
 _CPU = torch.device("cpu")
 
 

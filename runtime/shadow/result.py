@@ -1,4 +1,4 @@
-"""What a shadow run found, as plain data: it crosses from the process that ran the program to the one that reports. No torch here.
+"""What a shadow run found, as plain data that crosses from the process that ran the program to the one that reports. No torch.
 
 Bytes are those of allocated storages, on a CUDA device rounded up to 512 as its allocator does; FLOPs count 2 a multiply-add.
 """

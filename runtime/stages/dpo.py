@@ -18,13 +18,14 @@ import torch
 import torch.distributed as dist
 
 from trainwright.runtime.megatron import loop
+from trainwright.runtime.megatron.job import Job, declare
 from trainwright.runtime.megatron.losses import preference_loss
 from trainwright.runtime.megatron.model import Embedding
 from trainwright.runtime.megatron.packing import Sequence as Tokens
 from trainwright.runtime.megatron.packing import pack
-from trainwright.runtime.megatron.parallel import Parallel, data_rank
+from trainwright.runtime.megatron.parallel import Parallel, check_batch, data_rank
 from trainwright.runtime.megatron.parameters import PLAIN, Groups
-from trainwright.runtime.megatron.platform import install
+from trainwright.runtime.megatron.platform import Literals, install
 from trainwright.runtime.stages import preferences, stage_verb
 from trainwright.runtime.stages.chat import DEFAULT_TEMPLATE, ChatTokenizer
 from trainwright.runtime.stages.examples import Examples, PackedStream, save_array, write_examples, write_packs
@@ -92,20 +93,22 @@ def run(
 
     Raises DataError (records), CheckpointError (none there, or another model's), Unsupported, Diverged.
     """
-    tuning = open_tuning(
-        stage,
-        open_workspace(),
-        initial=initial,
-        seed=seed,
-        parallel=parallel,
-        model=model,
-        ddp=ddp,
-        optimizer=optimizer,
-        groups=groups,
-        layer_spec=layer_spec,
-        embedding=embedding,
-        training=training,
+    loss = preference_loss(beta=preference.beta, nll=preference.nll)
+    check_batch(parallel, global_batch=training.global_batch, micro_batch=training.micro_batch)
+    job = declare(
+        Job(
+            parallel=parallel,
+            seed=seed,
+            literals=Literals(model, ddp, optimizer, layer_spec),
+            embedding=embedding,
+            micro_batch=training.row_of(embedding.sequence_length, sequences=2),
+            micro_batches=training.global_batch // (training.micro_batch * parallel.data),
+            loss=loss,
+            groups=groups,
+            asks_reference=True,
+        )
     )
+    tuning = open_tuning(stage, open_workspace(), job, initial=initial, training=training)
     facts = tuning.prepare(data, (data.path,), partial(_prepare, tuning, data, embedding.sequence_length))
     stream = tuning.stream(facts, 2 * embedding.sequence_length)  # so that every pair fits
     held = _pairs(Examples(tuning.data / "validation"))
@@ -115,7 +118,7 @@ def run(
         stream,
         checkpoint,
         batches=partial(_batches, stream, _reference(tuning, stream.examples)),
-        loss=preference_loss(beta=preference.beta, nll=preference.nll),
+        loss=loss,
         look=partial(_look, tuning, held),
         key_figure=_key_figure,
     )

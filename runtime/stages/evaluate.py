@@ -11,6 +11,7 @@ from typing import Any
 import torch.distributed as dist
 
 from trainwright.runtime.errors import GateFailed, RunError
+from trainwright.runtime.megatron.job import Job, MicroBatch, declare
 from trainwright.runtime.megatron.model import Embedding, Model, build_frozen
 from trainwright.runtime.megatron.parallel import Parallel, check_model, start
 from trainwright.runtime.megatron.platform import Literals, install
@@ -53,11 +54,23 @@ def run(
     Raises DataError (records, tasks, gates), CheckpointError (none there, or another model's), Unsupported, and, when all
     figures are written, GateFailed.
     """
+    length = embedding.sequence_length
+    job = declare(
+        Job(
+            parallel=parallel,
+            seed=seed,
+            literals=Literals(model, None, None, layer_spec),
+            embedding=embedding,
+            micro_batch=MicroBatch(1, micro_batch * length, segments=micro_batch),
+            micro_batches=1,
+            loss=None,
+        )
+    )
     workspace = open_workspace()
-    folder, length = workspace.stage(stage), embedding.sequence_length
+    folder = workspace.stage(stage)
     check_model(parallel, model, sequence_length=length, padded_vocab_size=embedding.padded_vocab_size)
     platform = start(parallel, seed)
-    literals, overrides = platform.adapt(Literals(model, None, None, layer_spec))
+    literals, overrides = platform.adapt(job.literals)
     problem: list[RunError | None] = [None]
     preparation = None
     if dist.get_rank() == 0:

@@ -16,11 +16,12 @@ from trainwright.runtime.megatron import generate
 from trainwright.runtime.megatron.batches import Batches, Ramp
 from trainwright.runtime.megatron.checkpoint import Identity, ModelFiles
 from trainwright.runtime.megatron.data import build_training_stream, check_length
+from trainwright.runtime.megatron.job import Job, MicroBatch, declare
 from trainwright.runtime.megatron.losses import text_loss
 from trainwright.runtime.megatron.model import Embedding, Model
 from trainwright.runtime.megatron.parallel import Parallel, check_batch, data_rank
 from trainwright.runtime.megatron.parameters import PLAIN, Groups
-from trainwright.runtime.megatron.platform import install
+from trainwright.runtime.megatron.platform import Literals, install
 from trainwright.runtime.megatron.schedule import Schedule, check_schedule
 from trainwright.runtime.reading import ends_of_files
 from trainwright.runtime.stages import stage_verb
@@ -88,6 +89,23 @@ def run(
 
     Raises DataError (inputs), Unsupported (what the platform or version cannot do), CheckpointError, Diverged.
     """
+    batches = Batches(data.global_batch, data.ramp)
+    for size in batches.sizes:
+        name = "global_batch" if size == data.global_batch else "the ramp's global batch of"
+        check_batch(parallel, global_batch=size, micro_batch=data.micro_batch, name=name)
+    loss = text_loss(z_loss)
+    job = declare(
+        Job(
+            parallel=parallel,
+            seed=seed,
+            literals=Literals(model, ddp, optimizer, layer_spec),
+            embedding=embedding,
+            micro_batch=MicroBatch(data.micro_batch, embedding.sequence_length),
+            micro_batches=data.global_batch // (data.micro_batch * parallel.data),
+            loss=loss,
+            groups=groups,
+        )
+    )
     workspace = open_workspace()
     tokens = workspace.stage(data.inputs)
     text = HeldOutText(tokens.output, read_summary(tokens), data.sources)
@@ -96,26 +114,13 @@ def run(
     _check_data(workspace, data, text, embedding)
     _check_baseline(text, validation)
     check_schedule(schedule)
-    batches = Batches(data.global_batch, data.ramp)
-    for size in batches.sizes:
-        name = "global_batch" if size == data.global_batch else "the ramp's global batch of"
-        check_batch(parallel, global_batch=size, micro_batch=data.micro_batch, name=name)
     files = ModelFiles(
         tokenizer=workspace.stage(data.tokenizer).output / "tokenizer.json",
         split=workspace.stage(data.split).output / SPLIT_FILE,
         chat_template="",
     )
     begin = initial and find_beginning(initial, workspace, stage, model, embedding, files.tokenizer)
-    opened = open_model(
-        parallel=parallel,
-        seed=seed,
-        model=model,
-        ddp=ddp,
-        optimizer=optimizer,
-        groups=groups,
-        layer_spec=layer_spec,
-        embedding=embedding,
-    )
+    opened = open_model(job)
     inputs = _identify_inputs(workspace, data) + (f" from {begin.identity}" if begin else "")
     session = resume(opened, workspace.stage(stage), Identity(run_id, inputs), files, checkpoint)
     if begin and session.found is None:
@@ -134,7 +139,7 @@ def run(
         steps=max(schedule.steps, session.finished),
         positions=lambda steps: batches.before(steps) * embedding.sequence_length,
         batches=lambda step: stream.batch(step, data.micro_batch, *data_rank()),
-        loss=text_loss(z_loss),
+        loss=loss,
         look=lambda: text.validate(opened.model, sequences=validation.sequences, micro_batch=data.micro_batch),
         look_every=validation.every_steps,
     )

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from trainwright.runtime.megatron import loop
+from trainwright.runtime.megatron.job import Job, declare
 from trainwright.runtime.megatron.losses import token_loss
 from trainwright.runtime.megatron.model import Embedding
 from trainwright.runtime.megatron.packing import Sequence as Tokens
 from trainwright.runtime.megatron.packing import pack
-from trainwright.runtime.megatron.parallel import Parallel, data_rank
+from trainwright.runtime.megatron.parallel import Parallel, check_batch, data_rank
 from trainwright.runtime.megatron.parameters import PLAIN, Groups
-from trainwright.runtime.megatron.platform import install
+from trainwright.runtime.megatron.platform import Literals, install
 from trainwright.runtime.stages import stage_verb
 from trainwright.runtime.stages.chat import DEFAULT_TEMPLATE, ChatTokenizer, fit, read_template, show
 from trainwright.runtime.stages.examples import Examples, write_examples, write_packs
@@ -77,20 +78,20 @@ def run(
 
     Raises DataError (records, template), CheckpointError (none there, or another model's), Unsupported, Diverged.
     """
-    tuning = open_tuning(
-        stage,
-        open_workspace(),
-        initial=initial,
-        seed=seed,
-        parallel=parallel,
-        model=model,
-        ddp=ddp,
-        optimizer=optimizer,
-        groups=groups,
-        layer_spec=layer_spec,
-        embedding=embedding,
-        training=training,
+    check_batch(parallel, global_batch=training.global_batch, micro_batch=training.micro_batch)
+    job = declare(
+        Job(
+            parallel=parallel,
+            seed=seed,
+            literals=Literals(model, ddp, optimizer, layer_spec),
+            embedding=embedding,
+            micro_batch=training.row_of(embedding.sequence_length),
+            micro_batches=training.global_batch // (training.micro_batch * parallel.data),
+            loss=token_loss,
+            groups=groups,
+        )
     )
+    tuning = open_tuning(stage, open_workspace(), job, initial=initial, training=training)
     facts = tuning.prepare(
         data, (data.path, glob.escape(data.chat_template)), partial(_prepare, tuning, data, embedding.sequence_length)
     )

@@ -18,11 +18,11 @@ from trainwright.runtime.errors import Unsupported
 from trainwright.runtime.megatron import loop
 from trainwright.runtime.megatron.checkpoint import Checkpoints, Found, Identity, ModelFiles
 from trainwright.runtime.megatron.dropout import Draws
+from trainwright.runtime.megatron.job import Job
 from trainwright.runtime.megatron.losses import Loss
-from trainwright.runtime.megatron.model import Embedding, Model, build, count_parameters
+from trainwright.runtime.megatron.model import Model, build, count_parameters
 from trainwright.runtime.megatron.optimizers import check_optimizer
-from trainwright.runtime.megatron.parallel import Parallel, check_model, start
-from trainwright.runtime.megatron.parameters import Groups
+from trainwright.runtime.megatron.parallel import check_model, start
 from trainwright.runtime.megatron.platform import Literals
 from trainwright.runtime.megatron.schedule import LearningRate, Schedule
 from trainwright.runtime.stages.metrics import TENSORBOARD, Metrics
@@ -49,34 +49,25 @@ class Opened:
     log: Callable[[str], None]  # rank 0's
 
 
-def open_model(
-    *,
-    parallel: Parallel,
-    seed: int,
-    model: Any,
-    ddp: Any,
-    optimizer: Any,
-    groups: Groups,
-    layer_spec: str,
-    embedding: Embedding,
-) -> Opened:
-    """Join the processes and build the model. The configs are Megatron-Core's, as the program wrote them.
-
-    Raises Unsupported where the literals contradict each other or the platform.
-    """
+def open_model(job: Job) -> Opened:
+    """Join the processes and build the model. Raises Unsupported where the literals contradict each other or the platform."""
+    literals, embedding = job.literals, job.embedding
     check_model(
-        parallel, model, sequence_length=embedding.sequence_length, padded_vocab_size=embedding.padded_vocab_size
+        job.parallel,
+        literals.model,
+        sequence_length=embedding.sequence_length,
+        padded_vocab_size=embedding.padded_vocab_size,
     )
-    check_optimizer(optimizer)
-    groups.check(embedding.output_multiplier)
-    platform = start(parallel, seed)
+    check_optimizer(literals.optimizer)
+    job.groups.check(embedding.output_multiplier)
+    platform = start(job.parallel, job.seed)
     log = print_line if dist.get_rank() == 0 else _ignore
-    literals, overrides = platform.adapt(Literals(model, ddp, optimizer, layer_spec))
+    used, overrides = platform.adapt(literals)
     log(platform.describe(overrides))
-    built = build(literals, embedding, platform, groups)
-    log(f"parameters: {count_parameters(built):,}; layout: {parallel}")
+    built = build(used, embedding, platform, job.groups)
+    log(f"parameters: {count_parameters(built):,}; layout: {job.parallel}")
     log(_expectation())
-    return Opened(literals, built, seed, log)
+    return Opened(used, built, job.seed, log)
 
 
 @dataclass(frozen=True)

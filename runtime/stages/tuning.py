@@ -14,11 +14,10 @@ from tokenizers import Tokenizer
 
 from trainwright.runtime.errors import DataError, Unsupported
 from trainwright.runtime.megatron.checkpoint import IDENTITY, Identity, ModelFiles, files_of, find_model, load_weights
+from trainwright.runtime.megatron.job import Job, MicroBatch
 from trainwright.runtime.megatron.loop import Batch
 from trainwright.runtime.megatron.losses import Loss
 from trainwright.runtime.megatron.model import Embedding
-from trainwright.runtime.megatron.parallel import Parallel, check_batch
-from trainwright.runtime.megatron.parameters import Groups
 from trainwright.runtime.megatron.schedule import Schedule
 from trainwright.runtime.stages.examples import Examples, PackedStream, content_id, prepare
 from trainwright.runtime.stages.records import Records
@@ -39,6 +38,11 @@ class Training:
     micro_batch: int  # rows
     schedule: str  # "cosine" | "linear" | "constant"
     warmup: float  # fraction of the steps
+
+    def row_of(self, context: int, sequences: int = 1) -> MicroBatch:
+        """A micro-batch is one row: `sequences` times the context for each that it counts, and at least as many sequences."""
+        length = self.micro_batch * sequences
+        return MicroBatch(1, length * context, segments=length)
 
     def over(self, steps: int) -> Schedule:
         """The schedule of a run of `steps` steps, which follow from the data."""
@@ -174,39 +178,14 @@ class Tuning:
         return figures
 
 
-def open_tuning(
-    stage: str,
-    workspace: Workspace,
-    *,
-    initial: str,
-    seed: int,
-    parallel: Parallel,
-    model: Any,
-    ddp: Any,
-    optimizer: Any,
-    groups: Groups,
-    layer_spec: str,
-    embedding: Embedding,
-    training: Training,
-) -> Tuning:
+def open_tuning(stage: str, workspace: Workspace, job: Job, *, initial: str, training: Training) -> Tuning:
     """Find the model of `initial` and open the stage. Raises CheckpointError, DataError, Unsupported."""
     begin = find_model(workspace, initial)
     if training.epochs < 1:
         raise Unsupported(f"epochs {training.epochs} is below 1")
-    check_batch(parallel, global_batch=training.global_batch, micro_batch=training.micro_batch)
     given = files_of(begin)
-    _check_vocabulary(given, embedding)
-    opened = open_model(
-        parallel=parallel,
-        seed=seed,
-        model=model,
-        ddp=ddp,
-        optimizer=optimizer,
-        groups=groups,
-        layer_spec=layer_spec,
-        embedding=embedding,
-    )
-    return Tuning(workspace, workspace.stage(stage), begin, given, opened, training, seed)
+    _check_vocabulary(given, job.embedding)
+    return Tuning(workspace, workspace.stage(stage), begin, given, open_model(job), training, job.seed)
 
 
 def _check_vocabulary(given: ModelFiles, embedding: Embedding) -> None:

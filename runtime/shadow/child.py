@@ -1,0 +1,123 @@
+"""The process of a dry run: `python -m trainwright.runtime.shadow.child` reads a request from stdin and answers in lines of JSON.
+
+Each rank is one line: `{"result": {...}}` (result.RankResult), or `{"error": "...", "rank": N}`. What programs print is dropped.
+"""
+
+import contextlib
+import io
+import json
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Request:
+    """One program of a bundle, and the ranks on which it is shadowed."""
+
+    program: str  # a file
+    stage: str
+    kind: str
+    platform: str  # "cuda" | "cpu": which it was planned for
+    transformer_engine: bool  # whether the program asks for its layers
+    world_size: int
+    ranks: tuple[int, ...]
+    all_micro_batches: bool = False
+    trace: str = ""  # a file for the trace of the first rank; "": none
+
+
+class _Done(BaseException):
+    """The program has been shadowed: it need not go on."""
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    request = json.load(sys.stdin)
+    request = Request(**{**request, "ranks": tuple(request["ranks"])})
+    for answer in shadow(request):
+        print(json.dumps(answer), file=answers, flush=True)
+    answers.flush()
+    os._exit(0)  # fakes that are still alive need no order in which to go
+
+
+def shadow(request: Request) -> Any:
+    """An answer for every rank."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # no tensor is ever on a device
+    warnings.filterwarnings("ignore")
+    from trainwright.runtime.shadow import fakes, standins
+
+    if request.transformer_engine:
+        standins.install_transformer_engine()
+    if request.platform == "cuda":
+        fakes.fuse_compiled_functions()
+    from trainwright.runtime.megatron import platform
+
+    platform.pretend(request.platform)
+    fakes.answer_for_others()
+    standins.balance_routing()
+    for rank in request.ranks:
+        yield _rank(request, rank)
+
+
+def _rank(request: Request, rank: int) -> dict[str, Any]:
+    from trainwright.runtime.errors import RunError
+    from trainwright.runtime.megatron.job import Job, take_over
+    from trainwright.runtime.shadow import driver, fakes, figures
+
+    found: dict[str, Any] = {}
+
+    def taker(job: Job) -> None:
+        shadowed = driver.shadow_job(job, cuda=request.platform == "cuda", all_micro_batches=request.all_micro_batches)
+        found["result"] = asdict(figures.make_result(shadowed, request.stage, request.kind))
+        raise _Done
+
+    take_over(taker)
+    said = io.StringIO()
+    fakes.join_world(rank, request.world_size)
+    try:
+        with contextlib.redirect_stderr(said):
+            run_program(request.program)
+    except _Done:
+        return found
+    except SystemExit as ended:
+        return {"rank": rank, "error": said.getvalue().strip() or f"the program ended with {ended.code}"}
+    except RunError as error:
+        return {"rank": rank, "error": str(error)}
+    except Exception as error:
+        return {"rank": rank, "error": _explain(error, Path(request.program)), "traceback": traceback.format_exc()}
+    finally:
+        fakes.leave_world()
+    return {
+        "rank": rank,
+        "error": f"{Path(request.program).name} came to its end and computed nothing that a dry run could shadow",
+    }
+
+
+def run_program(path: str) -> None:
+    """Run a program as Python would, as `__main__`."""
+    import runpy
+
+    before = sys.argv
+    sys.argv = [path]
+    try:
+        runpy.run_path(path, run_name="__main__")
+    finally:
+        sys.argv = before
+
+
+def _explain(error: BaseException, program: Path) -> str:
+    """The program's own line, and what went wrong: not the machinery of fakes."""
+    frames: Sequence[traceback.FrameSummary] = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if Path(frame.filename) == program]
+    where = f"{program.name}:{own[-1].lineno}: {own[-1].line}: " if own else f"{program.name}: "
+    return f"{where}{type(error).__name__}: {error}"
+
+
+if __name__ == "__main__":
+    main()
