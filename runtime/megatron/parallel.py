@@ -60,7 +60,7 @@ def start(parallel: Parallel, seed: int) -> Platform:
             f"start the program with torchrun --nproc-per-node {parallel.world_size} (times --nnodes), or compile for the "
             f"devices that you have; {running} would fit {', or '.join(map(str, _fitting(parallel, running)))}"
         )
-    if platform.name == "cuda":
+    if platform.backend == "nccl":
         local, devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
         if local > devices:
             raise Unsupported(

@@ -167,8 +167,9 @@ class _Steps:
         micro = self._job.micro_batch
         length = micro.length // micro.segments
         one = Tokens((0,) * (length + 1), (0,) + (1,) * length)
+        rows = self._job.parallel.data  # data ranks share them: one each
         self._recorder.forget_peak()
-        loop.score_sequences(self._model, [one] * micro.segments, row_tokens=micro.length, greedy=False)
+        loop.score_sequences(self._model, [one] * (micro.segments * rows), row_tokens=micro.length, greedy=False)
         return self._recorder.peak
 
 
