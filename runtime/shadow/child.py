@@ -1,8 +1,10 @@
 """The process of a dry run: `python -m trainwright.runtime.shadow.child` reads a request from stdin and answers in lines of JSON.
 
-Each rank is one line: `{"result": {...}}` (result.RankResult), or `{"error": "...", "rank": N}`. What programs print is dropped.
+Each rank is one line: `{"result": {...}}` (result.RankResult), `{"not_shadowed": "why"}`, or `{"error": "...", "rank": N}`. What
+programs print is dropped.
 """
 
+import ast
 import contextlib
 import io
 import json
@@ -24,11 +26,10 @@ class Request:
     stage: str
     kind: str
     platform: str  # "cuda" | "cpu": which it was planned for
-    transformer_engine: bool  # whether the program asks for its layers
     world_size: int
     ranks: tuple[int, ...]
     all_micro_batches: bool = False
-    trace: str = ""  # a file for the trace of the first rank; "": none
+    trace: str = ""  # a file for the trace of the first rank's step; "": none
 
 
 class _Done(BaseException):
@@ -52,7 +53,7 @@ def shadow(request: Request) -> Any:
     warnings.filterwarnings("ignore")
     from trainwright.runtime.shadow import fakes, standins
 
-    if request.transformer_engine:
+    if _asks_for_transformer_engine(Path(request.program).read_text(encoding="utf-8")):
         standins.install_transformer_engine()
     if request.platform == "cuda":
         fakes.fuse_compiled_functions()
@@ -65,16 +66,36 @@ def shadow(request: Request) -> Any:
         yield _rank(request, rank)
 
 
+def _asks_for_transformer_engine(source: str) -> bool:
+    """Whether a program says layer_spec="transformer_engine". Raises SyntaxError."""
+    return any(
+        isinstance(node, ast.keyword)
+        and node.arg == "layer_spec"
+        and isinstance(node.value, ast.Constant)
+        and node.value.value == "transformer_engine"
+        for node in ast.walk(ast.parse(source))
+    )
+
+
 def _rank(request: Request, rank: int) -> dict[str, Any]:
     from trainwright.runtime.errors import RunError
     from trainwright.runtime.megatron.job import Job, take_over
     from trainwright.runtime.shadow import driver, fakes, figures
 
     found: dict[str, Any] = {}
+    trace = request.trace if rank == request.ranks[0] else ""
 
     def taker(job: Job) -> None:
-        shadowed = driver.shadow_job(job, cuda=request.platform == "cuda", all_micro_batches=request.all_micro_batches)
-        found["result"] = asdict(figures.make_result(shadowed, request.stage, request.kind))
+        shadowed = driver.shadow_job(
+            job,
+            cuda=request.platform == "cuda",
+            all_micro_batches=request.all_micro_batches,
+            keep_history=bool(trace),
+        )
+        result = figures.make_result(shadowed, request.stage, request.kind)
+        found["result"] = asdict(result)
+        if trace:
+            Path(trace).write_text(json.dumps(figures.trace_of(shadowed, f"{request.stage}: {result.place}")))
         raise _Done
 
     take_over(taker)
@@ -85,6 +106,8 @@ def _rank(request: Request, rank: int) -> dict[str, Any]:
             run_program(request.program)
     except _Done:
         return found
+    except driver.NotShadowed as error:
+        return {"not_shadowed": str(error)}
     except SystemExit as ended:
         return {"rank": rank, "error": said.getvalue().strip() or f"the program ended with {ended.code}"}
     except RunError as error:
@@ -116,6 +139,18 @@ def _explain(error: BaseException, program: Path) -> str:
     frames: Sequence[traceback.FrameSummary] = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if Path(frame.filename) == program]
     where = f"{program.name}:{own[-1].lineno}: {own[-1].line}: " if own else f"{program.name}: "
+    from torch._subclasses import fake_tensor
+
+    unknown = (
+        fake_tensor.UnsupportedOperatorException,
+        fake_tensor.DynamicOutputShapeException,
+        fake_tensor.DataDependentOutputException,
+    )
+    if isinstance(error, unknown):
+        return (
+            f"{where}the operation {error.func} has no fake kernel: a dry run cannot know the shape of what it makes; give it "
+            "one with torch.library.register_fake, or keep it out of the model's passes"
+        )
     return f"{where}{type(error).__name__}: {error}"
 
 

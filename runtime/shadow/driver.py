@@ -18,7 +18,6 @@ from megatron.core.pipeline_parallel import schedules
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from trainwright.runtime.errors import Unsupported
 from trainwright.runtime.megatron import loop
 from trainwright.runtime.megatron import model as building
 from trainwright.runtime.megatron.dropout import Draws
@@ -32,6 +31,10 @@ from trainwright.runtime.shadow.standins import is_stand_in, select_routed
 from trainwright.runtime.stages.training import open_model
 
 BUILD, FORWARD, BACKWARD, OPTIMIZER, BETWEEN = "build", "forward pass", "backward pass", "optimizer", "between passes"
+
+
+class NotShadowed(Exception):
+    """A dry run cannot stand for what the program asks for; says what that is."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,15 @@ class Shadowed:
     seconds: float
 
 
-def shadow_job(job: Job, *, cuda: bool, all_micro_batches: bool) -> Shadowed:
-    """Run the job's steps on this process's rank. Raises Unsupported for what a dry run does not stand for."""
+def shadow_job(job: Job, *, cuda: bool, all_micro_batches: bool, keep_history: bool = False) -> Shadowed:
+    """Run the job's steps on this process's rank. `keep_history`: of the measured step, for a trace.
+
+    Raises NotShadowed for what a dry run does not stand for.
+    """
     _check(job)
     began = time.monotonic()
     recorder = ModelRecorder(job, cuda=cuda)
+    recorder.history = [] if keep_history else None
     fakes.record_into(recorder)
     with FakeTensorMode(allow_non_fake_inputs=True), recorder, _phases(recorder), recorder.modules.watched():
         recorder.enter_phase(BUILD)
@@ -87,12 +94,12 @@ def shadow_job(job: Job, *, cuda: bool, all_micro_batches: bool) -> Shadowed:
 def _check(job: Job) -> None:
     literals = job.literals
     if literals.model.fp8:
-        raise Unsupported(f"not shadowed: fp8={literals.model.fp8!r}: what 8-bit products keep is not modelled")
+        raise NotShadowed(f"fp8={literals.model.fp8!r}: what 8-bit products keep is not modelled")
     if literals.ddp is not None and literals.ddp.use_megatron_fsdp:
-        raise Unsupported("not shadowed: use_megatron_fsdp=True")
+        raise NotShadowed("use_megatron_fsdp=True: what it shards and gathers is not modelled")
     if literals.model.num_moe_experts and literals.model.moe_token_dispatcher_type != "alltoall":
-        raise Unsupported(
-            f"not shadowed: moe_token_dispatcher_type={literals.model.moe_token_dispatcher_type!r}: balanced routing is known of "
+        raise NotShadowed(
+            f"moe_token_dispatcher_type={literals.model.moe_token_dispatcher_type!r}: balanced routing is known of "
             "'alltoall' alone"
         )
 

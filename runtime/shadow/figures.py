@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 import torch.distributed as dist
 from megatron.core import parallel_state
@@ -21,6 +22,7 @@ from trainwright.runtime.shadow.result import (
     Place,
     RankResult,
 )
+from trainwright.runtime.shadow.trace import make_trace
 
 LARGEST = 10  # tensors that are shown of a peak
 # Part of a module's name -> which of MODULES it belongs to; the first that is found. Norms that a product holds are the norms'.
@@ -107,6 +109,15 @@ def _modules(shadowed: Shadowed) -> tuple[ModuleFigures, ...]:
     return tuple(
         ModuleFigures(name, parameters[name], flops[name]) for name in MODULES if parameters[name] or flops[name]
     )
+
+
+def trace_of(shadowed: Shadowed, title: str) -> dict[str, Any]:
+    """The measured step for Perfetto. The job ran with a history."""
+    recorder = shadowed.recorder
+    ends = _ends_of_forward_passes(recorder.phases)
+    for block in recorder.blocks:
+        block.kind = block.kind or _kind(block, ends)
+    return make_trace(title, recorder.history or [], recorder.blocks, recorder.log)
 
 
 def _alive_at_peak(shadowed: Shadowed) -> tuple[str, list[Block]]:

@@ -51,6 +51,19 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Event:
+    """An operation or a message, in the order of a history."""
+
+    place: int  # in the log of blocks, before it
+    name: str
+    module: str
+    phase: str
+    group: str = ""  # of a message: Megatron-Core's name of it
+    ranks: int = 0
+    bytes: int = 0  # of a message: what this rank gives
+
+
+@dataclass(frozen=True)
 class Counts:
     """What has been counted up to a moment. `flops` and `collectives` are by (module) and by (operation, group, ranks)."""
 
@@ -87,8 +100,7 @@ class Recorder(TorchDispatchMode):
         self.counts = Counts()
         self.phase = "start"
         self.phases: list[tuple[int, str]] = []  # (place in the log, name)
-        self.messages: list[tuple[int, str, str, int]] = []  # (place in the log, operation, group, bytes)
-        self.operations = 0
+        self.history: list[Event] | None = None  # of what happens, if anybody wants to know; else None
         self.stand_ins: set[str] = set()
         self.stand_in_flops = self.stand_in_messages = False
         self.modules = Modules()
@@ -102,9 +114,10 @@ class Recorder(TorchDispatchMode):
         self.phases.append((len(self.log), name))
 
     def forget_peak(self) -> None:
-        """Look for a new peak, and count anew."""
+        """Look for a new peak, count anew, and begin a new history."""
         self.peak, self.peak_at = self.live, len(self.log)
         self.counts = Counts()
+        self.history = None if self.history is None else []
 
     def number_of(self, tensor: Tensor) -> int | None:
         """Of the block that a tensor lies in; None for one that holds values."""
@@ -141,7 +154,8 @@ class Recorder(TorchDispatchMode):
                 return func(*args, **kwargs)
         if func is torch.ops.aten._local_scalar_dense.default:
             return _made_up(tensors[0])
-        self.operations += 1
+        if self.history is not None:
+            self._tell(str(func._overloadpacket).removeprefix("aten."))
         out = self.compute(func, args, kwargs)
         formula = FORMULAS.get(func._overloadpacket)
         module = None
@@ -215,11 +229,17 @@ class Recorder(TorchDispatchMode):
             key = (name, group, ranks)
             self.counts.messages[key] += 1
             self.counts.message_bytes[key] += size
-            self.messages.append((len(self.log), name, group, size))
+            if self.history is not None:
+                self._tell(name, group, ranks, size)
             self.stand_in_messages |= self.modules.is_stand_in(self.modules.current())
         work = FakeWork()
         boxed = work.boxed() if hasattr(work, "boxed") else Work.boxed(work)
         return boxed if len(func._schema.returns) == 1 else (args[0], boxed)
+
+    def _tell(self, name: str, group: str = "", ranks: int = 0, size: int = 0) -> None:
+        assert self.history is not None
+        module = self.modules.current()
+        self.history.append(Event(len(self.log), name, module, self.phase, group, ranks, size))
 
     def _group_of(self, args: tuple[Any, ...]) -> tuple[str, int]:
         for argument in args:
@@ -240,8 +260,6 @@ class Modules:
         self._numbers: list[int] = [0]  # autograd's count of nodes, when the module in force changed
         self._in_force: list[str] = [""]
         self._stand_ins: dict[str, str] = {}  # name of a module: its class
-        self.log: list[tuple[int, str, bool]] = []  # (place in the recorder's log, name, whether it is entered)
-        self.place: Callable[[], int] = lambda: 0
 
     def name(self, module: torch.nn.Module, prefix: str, stand_in: Callable[[torch.nn.Module], bool]) -> None:
         """Call the parts of a model by their names."""
@@ -285,7 +303,6 @@ class Modules:
             return
         self._stack.append(name)
         self._change(name)
-        self.log.append((self.place(), name, True))
 
     def _leave(self, module: torch.nn.Module, arguments: Any, output: Any) -> None:
         name = self._names.get(id(module))
@@ -293,7 +310,6 @@ class Modules:
             return
         self._stack.pop()
         self._change(self._stack[-1] if self._stack else "")
-        self.log.append((self.place(), name, False))
 
     def _change(self, name: str) -> None:
         self._numbers.append(torch.autograd._get_sequence_nr())  # type: ignore[attr-defined]

@@ -3,7 +3,7 @@
 Bytes are those of allocated storages, on a CUDA device rounded up to 512 as its allocator does; FLOPs count 2 a multiply-add.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 KINDS = ("parameters", "gradients", "optimizer", "activations", "buffers", "temporaries")
 # What a model is cut into when figures are compared with the plan's (compiler/estimate/programs.py).
@@ -96,4 +96,8 @@ class RankResult:
     stand_ins: tuple[str, ...]  # classes and functions that took part
     notes: tuple[str, ...]  # what was assumed
     seconds: float  # that this run took
-    trace: str = field(default="")  # a file, if one was asked for
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most bytes of tensors alive at once: in a step, or while a reference is asked before it."""
+        return max(self.peak.bytes, self.reference_peak_bytes)
