@@ -106,9 +106,7 @@ def _print_collectives(console: Console, result: RankResult) -> None:
         return
     table = _table("collective", "group", ">ranks", ">count", ">bytes given")
     for message in result.collectives:
-        table.add_row(
-            message.operation, message.group, f"{message.size:,}", f"{message.count:,}", _gib(message.bytes)
-        )
+        table.add_row(message.operation, message.group, f"{message.size:,}", f"{message.count:,}", _gib(message.bytes))
     console.print(table)
 
 
@@ -123,7 +121,10 @@ def _verdict_lines(stage: str, verdict: Verdict) -> Iterator[tuple[str, str]]:
     for remedy in verdict.remedies:
         yield f"  would help: {remedy.change}: {_gib(remedy.memory_bytes)} a device, {remedy.step_s:.3g} s a step", ""
     if not verdict.remedies:
-        yield "  the plan knows no layout change that helps: more devices, a smaller model or a shorter context would", ""
+        yield (
+            "  the plan knows no layout change that helps: more devices, a smaller model or a shorter context would",
+            "",
+        )
 
 
 def _table(*columns: str) -> Table:
