@@ -19,7 +19,7 @@ from typing import Any
 from trainwright.compiler.canonical import build, canonical_json, to_plain
 from trainwright.compiler.plan_stages import Dpo, Evaluate, Export, Grpo, Ppo, Reward, Sft, StagePlan, Tuned
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 # The parts of a plan whose leaves have reasons.
 DECIDED = (
     *("shape", "data", "training", "validation"),
@@ -333,6 +333,52 @@ class Totals:
 
 
 @dataclass(frozen=True)
+class ModuleEstimate:
+    """What one kind of module holds and does on a device."""
+
+    module: (
+        str  # "embedding" | "attention" | "ffn" | "experts" | "shared_experts" | "router" | "norms" | "mtp" | "output"
+    )
+    parameters: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class RankEstimate:
+    """Each device of the pipeline ranks `first` to `last`. FLOPs are what it executes in a step, exactly (of an evaluation: in
+    the forward pass of one micro-batch)."""
+
+    first: int
+    last: int
+    parameters: int
+    parameter_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    peak_bytes: int  # tensors alive at once
+    overhead_bytes: int  # what the process and its allocator hold beside them
+    flops: int
+    modules: tuple[ModuleEstimate, ...]
+
+
+@dataclass(frozen=True)
+class ProgramEstimate:
+    """The program of one stage that trains or asks the model; every row of it is full."""
+
+    stage: str
+    kind: str
+    ranks: tuple[RankEstimate, ...]
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A change of the layout that needs less memory: bytes on the fullest device, seconds a step."""
+
+    change: str
+    memory_bytes: int
+    step_s: float
+
+
+@dataclass(frozen=True)
 class Estimates:
     parameters: int  # trainable, with the vocabulary as it is
     padded_parameters: int  # with the vocabulary padded, as the devices hold it
@@ -369,6 +415,8 @@ class Estimates:
     totals: Totals
     warnings: tuple[str, ...]
     alternatives: tuple[Alternative, ...]
+    programs: tuple[ProgramEstimate, ...]
+    remedies: tuple[Remedy, ...]  # in the order in which to try them where a program does not fit
 
 
 @dataclass(frozen=True)

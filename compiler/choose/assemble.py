@@ -8,6 +8,7 @@ from trainwright.compiler.choose.evaluation import choose_evaluations, choose_ex
 from trainwright.compiler.choose.hyperparameters import price_batch
 from trainwright.compiler.choose.kernels import choose_kernels
 from trainwright.compiler.choose.ledger import Ledger, Section
+from trainwright.compiler.choose.programs import estimate_programs
 from trainwright.compiler.choose.stages import choose_stages
 from trainwright.compiler.choose.training import choose_validation
 from trainwright.compiler.choose.tuning import Pretrained, choose_tunings
@@ -50,6 +51,7 @@ def assemble_plan(spec: ResolvedSpec, chosen: Candidate, rounds: tuple[Round, ..
     )
     batch = price_batch(spec.scaling, chosen.shape, chosen.training)
     costs = estimate_pipeline(spec, pretraining, cluster, stages, tunings.all)
+    programs = estimate_programs(chosen.workload, layout, stages, tunings)
     return Plan(
         schema_version=SCHEMA_VERSION,
         name=spec.name,
@@ -70,7 +72,7 @@ def assemble_plan(spec: ResolvedSpec, chosen: Candidate, rounds: tuple[Round, ..
         layout=layout,
         kernels=kernels,
         cluster=cluster,
-        estimates=make_estimates(spec, chosen, rounds, cluster, costs, batch),
+        estimates=make_estimates(spec, chosen, rounds, cluster, costs, batch, programs),
         reasons=ledger.reasons,
     )
 

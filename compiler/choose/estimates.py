@@ -10,13 +10,14 @@ from trainwright.compiler.choose.bands import NONE, band_of_loss, bands_of_answe
 from trainwright.compiler.choose.candidate import Candidate
 from trainwright.compiler.choose.costs import PipelineCosts, rates_of
 from trainwright.compiler.choose.hyperparameters import BatchPrice, warn_of_batch
+from trainwright.compiler.choose.programs import find_remedies
 from trainwright.compiler.choose.warnings import warn_of_target
 from trainwright.compiler.estimate.cost import estimate_cost, estimate_mfu
 from trainwright.compiler.estimate.flops import executed_flops_per_token, model_flops_per_token
 from trainwright.compiler.estimate.memory import estimate_memory
 from trainwright.compiler.estimate.params import count_active_parameters, count_as, count_parameters, pad_count
 from trainwright.compiler.estimate.step_time import estimate_step_time
-from trainwright.compiler.plan import Alternative, Cluster, Estimates, Round, round_leaf
+from trainwright.compiler.plan import Alternative, Cluster, Estimates, ProgramEstimate, Round, round_leaf
 from trainwright.compiler.ramp import whole_steps
 from trainwright.compiler.resolve import ResolvedSpec
 
@@ -28,6 +29,7 @@ def make_estimates(
     cluster: Cluster,
     costs: PipelineCosts,
     batch: BatchPrice,
+    programs: tuple[ProgramEstimate, ...],
 ) -> Estimates:
     """Estimates of the best layout of the candidate; the layouts after it are the alternatives."""
     workload, ranked, training = chosen.workload, chosen.layouts.ranked, chosen.training
@@ -91,6 +93,8 @@ def make_estimates(
             for row in range(1, len(ranked))
             for layout in (ranked.row(row),)
         ),
+        programs=programs,
+        remedies=find_remedies(chosen),
     )
 
 

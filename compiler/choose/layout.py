@@ -111,7 +111,7 @@ def enumerate_layouts(terms: Terms, open_layout: ResolvedLayout) -> Layouts:
         data=data,
         micro_batch=micro_batch,
         micro_batches=np.maximum(terms.global_batch // (micro_batch * data), 1),
-        **_split_layers(terms.shape.num_layers, pipeline, chunks, open_layout.split),
+        **split_layers(terms.shape.num_layers, pipeline, chunks, open_layout.split),
         sequence_parallel=ones * open_layout.sequence_parallel[0] > 0 if open_layout.sequence_parallel else tensor > 1,
         distributed_optimizer=ones * open_layout.distributed_optimizer > 0,
         fsdp=ones * FSDP.index(open_layout.fsdp),
@@ -123,7 +123,7 @@ def enumerate_layouts(terms: Terms, open_layout: ResolvedLayout) -> Layouts:
     )
 
 
-def _split_layers(num_layers: int, pipeline: Ints, chunks: Ints, stated: tuple[StageSplit, ...]) -> dict[str, Any]:
+def split_layers(num_layers: int, pipeline: Ints, chunks: Ints, stated: tuple[StageSplit, ...] = ()) -> dict[str, Any]:
     """How the layers are cut into stages: as stated; else evenly where they divide; else with the embedding and the loss, or the
     loss alone, as layers (405B: 126 + 2); else with fewer layers in the last stage, which has the output layer too."""
     ones = np.ones_like(pipeline)

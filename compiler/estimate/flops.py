@@ -1,8 +1,8 @@
 """FLOPs of training: what Megatron reports (`model_flops`), and what the devices execute (`executed_flops`).
 
 Both count matrix products and attention (2 FLOPs a multiply-add, backward twice the forward), causal attention as half of the
-score matrix, as Megatron-LM's `num_floating_point_operations` does; neither counts norms, softmax, the router or the embedding
-look-up. float64 throughout: N x D passes the range of int64.
+score matrix, as Megatron-LM's `num_floating_point_operations` does; neither counts norms, softmax or the embedding look-up, and
+what is reported leaves out the router. float64 throughout: N x D passes the range of int64.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from trainwright.compiler.estimate.layouts import FULL, RECOMPUTE_METHODS, Floats, Layouts, Workload, recomputes
 from trainwright.compiler.estimate.params import (
     count_body_parameters,
-    ffn_parameters,
+    matrices_by_module,
     query_size,
     used_matrices,
     value_size,
@@ -20,7 +20,7 @@ from trainwright.compiler.plan import Shape
 
 
 def layers_forward_flops(shape: Shape, context_length: float | Floats) -> Floats:
-    """Forward FLOPs of all layers a token, attention core included; multi-token prediction is apart."""
+    """Forward FLOPs of all layers a token, attention core included; multi-token prediction and routers are apart."""
     return 2.0 * count_body_parameters(shape) + shape.num_layers * core_forward_flops(shape, context_length)
 
 
@@ -58,27 +58,44 @@ def model_flops_per_token(shape: Shape, context_length: float) -> float:
 
 
 def executed_flops_per_token(workload: Workload, layouts: Layouts) -> Floats:
-    """Training FLOPs a token that all devices together execute: with recompute and the padded vocabulary."""
-    shape, length = workload.shape, workload.context_length
-    padded = layouts.padded_vocab_size.astype(np.float64)
-    heads = head_forward_flops(shape, padded) + mtp_forward_flops(shape, length, padded)
-    return layers_executed_flops(shape, length, layouts) + 3.0 * heads
+    """Training FLOPs a token that all devices together execute: with recompute, routers and the padded vocabulary.
+
+    `programs.estimate_program` counts the same device by device, exactly.
+    """
+    shape = workload.shape
+    heads = (1 + shape.mtp_layers) * head_forward_flops(shape, layouts.padded_vocab_size.astype(np.float64))
+    product = 4.0 * shape.mtp_layers * shape.hidden_size**2
+    again = np.where(layouts.recompute == FULL, product, 0.0)
+    mtp = shape.mtp_layers * _executed_of_layer(workload, layouts, mixture=shape.num_experts > 0, full_share=1.0)
+    return layers_executed_flops(workload, layouts) + mtp + 3.0 * (product + heads) + again
 
 
-def layers_executed_flops(shape: Shape, context_length: int, layouts: Layouts) -> Floats:
-    """Forward, backward and recompute of all layers a token: full repeats the forward pass of the layers that it names, selective
-    that of the modules."""
-    forward = layers_forward_flops(shape, context_length)
+def layers_executed_flops(workload: Workload, layouts: Layouts) -> Floats:
+    """Forward, backward and recompute of all layers a token; multi-token prediction is apart."""
+    shape = workload.shape
     block = layouts.recompute_method == RECOMPUTE_METHODS.index("block")
     named = layouts.recompute_layers * layouts.virtual_pipeline * layouts.pipeline / shape.num_layers
     share = np.where(block, np.minimum(named, 1.0), 1.0)
-    again = np.where(layouts.recompute == FULL, share * forward, 0.0)
     mixtures = num_mixtures(shape)
-    modules: dict[str, float | Floats] = {
-        "core_attn": shape.num_layers * core_forward_flops(shape, context_length),
-        "mlp": 2.0 * (shape.num_layers - mixtures) * ffn_parameters(shape, mixture=False),
-        "moe": 2.0 * mixtures * ffn_parameters(shape, mixture=True),
-    }
-    for name, flops in modules.items():
+    dense = (shape.num_layers - mixtures) * _executed_of_layer(workload, layouts, mixture=False, full_share=share)
+    return dense + mixtures * _executed_of_layer(workload, layouts, mixture=True, full_share=share)
+
+
+def _executed_of_layer(workload: Workload, layouts: Layouts, *, mixture: bool, full_share: float | Floats) -> Floats:
+    """Of one layer a token: full recompute repeats the forward pass of a share of the layers, selective that of the modules."""
+    shape = workload.shape
+    used = matrices_by_module(shape, mixture=mixture)
+    core = core_forward_flops(shape, workload.context_length)
+    ffn = 2.0 * used.ffn
+    moe = 2.0 * (used.experts + used.shared_experts + used.router)
+    forward = 2.0 * (used.attention + used.down) + core + ffn + moe
+    again = np.where(layouts.recompute == FULL, full_share * forward, 0.0)
+    for name, flops in (
+        ("core_attn", core),
+        ("mlp", ffn),
+        ("moe", moe),
+        ("shared_experts", 2.0 * used.shared_experts),
+        ("mla_up_proj", 2.0 * used.up * (workload.device.kind == "cuda")),  # a CPU's program leaves it out
+    ):
         again = again + np.where(recomputes(layouts, name), flops, 0.0)
-    return 3.0 * forward + again
+    return np.asarray(3.0 * forward + again)

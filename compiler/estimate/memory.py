@@ -66,27 +66,19 @@ class Memory:
 def estimate_memory(workload: Workload, layouts: Layouts) -> Memory:
     """Bytes on the fullest device of each layout."""
     names = ("parameters", "gradients", "optimizer", "activations", "logits", "overhead")
-    fullest, *others = (_rank_memory(workload, layouts, rank) for rank in ranks_of(layouts))
+    fullest, *others = (rank_memory(workload, layouts, rank) for rank in ranks_of(layouts))
     for other in others:
         fuller = other.total > fullest.total
         fullest = Memory(**{name: np.where(fuller, getattr(other, name), getattr(fullest, name)) for name in names})
     return fullest
 
 
-def _rank_memory(workload: Workload, layouts: Layouts, rank: Ints) -> Memory:
+def rank_memory(workload: Workload, layouts: Layouts, rank: Ints) -> Memory:
+    """Bytes on a device of a pipeline rank (a column)."""
     shape, width = workload.shape, BYTES[workload.precision]
     held = device_parameters(shape, workload.context_length, layouts, rank)
     activations = _activations(workload, layouts, rank)
     logits = _logits(workload, layouts) * (rank == layouts.pipeline - 1)
-    # Weight gradients leave their products in the compute precision and are then added to the fp32 buffer: those of one layer
-    # or of the vocabulary's matrix are alive at a time.
-    kinds = [layer_parameters(shape, mixture=mixture) for mixture in kinds_of(shape)]
-    layers = [
-        layer.sharded / layouts.tensor + layer.expert / (layouts.expert * layouts.expert_tensor) for layer in kinds
-    ]
-    transient = width * np.maximum(
-        np.max(layers, axis=0), layouts.padded_vocab_size * shape.hidden_size / layouts.tensor
-    )
     return Memory(
         parameters=width * held.total,
         gradients=workload.gradient_bytes * held.total,
@@ -94,8 +86,22 @@ def _rank_memory(workload: Workload, layouts: Layouts, rank: Ints) -> Memory:
         * _optimizer_shard(held, layouts),
         activations=activations,
         logits=logits,
-        overhead=BASE_BYTES[workload.device.kind] + transient + FRAGMENTATION * (activations + logits),
+        overhead=BASE_BYTES[workload.device.kind]
+        + passing_bytes(workload, layouts)
+        + FRAGMENTATION * (activations + logits),
     )
+
+
+def passing_bytes(workload: Workload, layouts: Layouts) -> Floats:
+    """Weight gradients leave their products in the compute precision and are then added to the fp32 buffer: those of one layer or
+    of the vocabulary's matrix are alive at a time."""
+    shape = workload.shape
+    layers = [
+        layer.sharded / layouts.tensor + layer.expert / (layouts.expert * layouts.expert_tensor)
+        for layer in (layer_parameters(shape, mixture=mixture) for mixture in kinds_of(shape))
+    ]
+    vocabulary = layouts.padded_vocab_size * shape.hidden_size / layouts.tensor
+    return np.asarray(BYTES[workload.precision] * np.maximum(np.max(layers, axis=0), vocabulary))
 
 
 def _optimizer_shard(held: DeviceParameters, layouts: Layouts) -> Floats:

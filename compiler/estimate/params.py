@@ -28,19 +28,25 @@ class LayerParameters:
 
 def layer_parameters(shape: Shape, *, mixture: bool) -> LayerParameters:
     """Parameters of one layer: attention, FFN or experts, norms, biases. A router's bias is no parameter: nothing learns it."""
-    hidden, norm = shape.hidden_size, norm_parameters(shape)
-    attention = _latent_attention(shape) if shape.kv_lora_rank else _attention(shape)
-    sharded, replicated, expert = attention.sharded, attention.replicated + 2 * norm, 0
-    if mixture:
-        expert = shape.num_experts * expert_parameters(shape)
-        sharded += _ffn(shape, shape.shared_ffn_hidden_size)
-        replicated += hidden * shape.num_experts  # router
-    else:
-        sharded += _ffn(shape, shape.ffn_hidden_size)
-        if shape.linear_bias:
-            sharded += shape.ffn_hidden_size * (2 if shape.gated else 1)
-            replicated += hidden
-    return LayerParameters(sharded, replicated, expert)
+    attention, used = attention_parameters(shape), matrices_by_module(shape, mixture=mixture)
+    biases = ffn_bias_parameters(shape, mixture=mixture)
+    return LayerParameters(
+        sharded=attention.sharded + used.ffn + used.shared_experts + biases.sharded,
+        replicated=attention.replicated + 2 * norm_parameters(shape) + used.router + biases.replicated,
+        expert=shape.num_experts * expert_parameters(shape) if mixture else 0,
+    )
+
+
+def ffn_bias_parameters(shape: Shape, *, mixture: bool) -> LayerParameters:
+    """Biases of one layer's FFN; a mixture has none."""
+    if mixture or not shape.linear_bias:
+        return LayerParameters(0, 0, 0)
+    return LayerParameters(shape.ffn_hidden_size * (2 if shape.gated else 1), shape.hidden_size, 0)
+
+
+def attention_parameters(shape: Shape) -> LayerParameters:
+    """Of one layer: projections, their biases, and the norms of queries, keys or latents."""
+    return _latent_attention(shape) if shape.kv_lora_rank else _attention(shape)
 
 
 def _attention(shape: Shape) -> LayerParameters:
@@ -59,17 +65,9 @@ def _attention(shape: Shape) -> LayerParameters:
 def _latent_attention(shape: Shape) -> LayerParameters:
     """DeepSeek-V2 (arXiv 2405.04434), equations 9 to 19: the projections down, which Transformer Engine keeps whole on every
     tensor rank, their norms, the projections up, and the output's."""
-    hidden, queries = shape.hidden_size, query_size(shape)
-    down = hidden * (shape.kv_lora_rank + shape.qk_rope_head_dim)
-    up = shape.kv_lora_rank * shape.num_attention_heads * (shape.head_dim + shape.v_head_dim)
-    norms = shape.kv_lora_rank
-    if shape.q_lora_rank:
-        down += hidden * shape.q_lora_rank
-        up += shape.q_lora_rank * queries
-        norms += shape.q_lora_rank
-    else:
-        up += hidden * queries
-    return LayerParameters(up + value_size(shape) * hidden, down + norms * shape.qk_norm, 0)
+    used = matrices_by_module(shape, mixture=False)
+    norms = shape.kv_lora_rank + shape.q_lora_rank
+    return LayerParameters(used.attention, used.down + norms * shape.qk_norm, 0)
 
 
 def mtp_parameters(shape: Shape) -> LayerParameters:
@@ -105,21 +103,46 @@ def expert_parameters(shape: Shape) -> int:
     return _ffn(shape, shape.expert_ffn_hidden_size)
 
 
+@dataclass(frozen=True)
+class UsedMatrices:
+    """Parameters of one layer's matrices that one token meets, by module. `down`: latent attention's projections down, and
+    `router`, are whole on every tensor rank, which works on its own tokens (layout_rules: both need sequence parallelism); `up`,
+    a part of `attention`, its projections up."""
+
+    attention: int  # without `down`
+    down: int
+    up: int
+    ffn: int  # of a dense layer
+    experts: int
+    shared_experts: int
+    router: int
+
+
+def matrices_by_module(shape: Shape, *, mixture: bool) -> UsedMatrices:
+    """The matrices of one layer that one token meets."""
+    down = up = 0
+    if shape.kv_lora_rank:
+        down = shape.hidden_size * (shape.kv_lora_rank + shape.qk_rope_head_dim + shape.q_lora_rank)
+        up = shape.kv_lora_rank * shape.num_attention_heads * (shape.head_dim + shape.v_head_dim)
+        up += (shape.q_lora_rank or shape.hidden_size) * query_size(shape)
+        attention = up + value_size(shape) * shape.hidden_size
+    else:
+        attention = 2 * shape.hidden_size * (query_size(shape) + key_size(shape))
+    return UsedMatrices(
+        attention=attention,
+        down=down,
+        up=up,
+        ffn=0 if mixture else _ffn(shape, shape.ffn_hidden_size),
+        experts=shape.experts_per_token * expert_parameters(shape) if mixture else 0,
+        shared_experts=_ffn(shape, shape.shared_ffn_hidden_size) if mixture else 0,
+        router=shape.hidden_size * shape.num_experts if mixture else 0,
+    )
+
+
 def used_matrices(shape: Shape, *, mixture: bool) -> int:
     """Parameters of one layer's matrices that one token uses, the router's left out."""
-    if shape.kv_lora_rank:
-        attention = _latent_attention(shape)
-        matrices = attention.total - shape.qk_norm * (shape.kv_lora_rank + shape.q_lora_rank)
-    else:
-        matrices = 2 * shape.hidden_size * (query_size(shape) + key_size(shape))
-    return matrices + ffn_parameters(shape, mixture=mixture)
-
-
-def ffn_parameters(shape: Shape, *, mixture: bool) -> int:
-    """Parameters of the matrices of a layer's FFN that one token uses."""
-    if mixture:
-        return shape.experts_per_token * expert_parameters(shape) + _ffn(shape, shape.shared_ffn_hidden_size)
-    return _ffn(shape, shape.ffn_hidden_size)
+    used = matrices_by_module(shape, mixture=mixture)
+    return used.attention + used.down + used.ffn + used.experts + used.shared_experts
 
 
 def count_body_parameters(shape: Shape) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainwright.compiler.estimate.layouts import Floats, Ints, Layouts
-from trainwright.compiler.plan import Shape
+from trainwright.compiler.plan import Layout, Shape
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,28 @@ def stage_layers(num_layers: int, layouts: Layouts, rank: Ints) -> Floats:
         np.where(last & stated_last, layouts.last_stage_layers, middle),
     )
     return np.asarray(np.maximum(np.where(stated_first | stated_last, uneven, even), 0.0), dtype=np.float64)
+
+
+def chunks_of(num_layers: int, layout: Layout, rank: int) -> tuple[range, ...]:
+    """The layers, by their places in the model, of each chunk of a pipeline rank of a legal layout."""
+    pipeline, chunks = layout.pipeline, layout.virtual_pipeline
+    if layout.embedding_as_layer or layout.loss_as_layer:
+        slots = (num_layers + layout.embedding_as_layer + layout.loss_as_layer) // (pipeline * chunks)
+        starts = [(chunk * pipeline + rank) * slots - layout.embedding_as_layer for chunk in range(chunks)]
+        return tuple(range(max(start, 0), min(start + slots, num_layers)) for start in starts)
+    first, last = layout.first_stage_layers, layout.last_stage_layers
+    others = pipeline - (first > 0) - (last > 0)
+    middle = (num_layers - first - last) // max(others, 1)
+    held = [middle] * pipeline
+    held[0], held[-1] = first or held[0], last or held[-1]
+    starts = [(chunk * num_layers + sum(held[:rank])) // chunks for chunk in range(chunks)]
+    return tuple(range(start, start + held[rank] // chunks) for start in starts)
+
+
+def is_mixture(shape: Shape, layer: int) -> bool:
+    """Whether the FFN of the layer at this place, from 0, is a mixture of experts."""
+    before, with_it = (int(mixtures_before(shape, np.array(float(count)))) for count in (layer, layer + 1))
+    return with_it > before
 
 
 def layers_on(shape: Shape, layouts: Layouts, rank: Ints) -> Held:

@@ -55,7 +55,7 @@ def estimate_step_time(workload: Workload, layouts: Layouts) -> StepTime:
     rate = device.peak_flops_per_s[workload.precision] * device.efficiency * layouts.tensor
     tokens = layouts.micro_batch * workload.context_length / layouts.context
     first, middle, last = (stage_layers(shape.num_layers, layouts, rank) for rank in ranks_of(layouts))
-    layer_s = tokens * layers_executed_flops(shape, workload.context_length, layouts) / rate / shape.num_layers
+    layer_s = tokens * layers_executed_flops(workload, layouts) / rate / shape.num_layers
     padded = layouts.padded_vocab_size.astype(np.float64)
     heads = head_forward_flops(shape, padded) + mtp_forward_flops(shape, workload.context_length, padded)
     head_s = tokens * 3.0 * heads / rate

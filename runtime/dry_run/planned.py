@@ -27,7 +27,8 @@ class PlannedRank:
     parameter_bytes: int
     gradient_bytes: int
     optimizer_bytes: int
-    peak_bytes: int
+    peak_bytes: int  # tensors
+    overhead_bytes: int  # what the process and its allocator hold beside them
     flops: int
     modules: tuple[PlannedModule, ...]
 
@@ -57,7 +58,6 @@ class Remedy:
 @dataclass(frozen=True)
 class _Memory:
     capacity: int
-    overhead: int
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,7 @@ class _Cluster:
 
 @dataclass(frozen=True)
 class Planned:
-    """The parts of a plan that a dry run compares with. `estimates.memory`, in bytes a device: what it has, and what the driver
-    and the allocator take beside the tensors."""
+    """The parts of a plan that a dry run compares with. `estimates.memory.capacity`: bytes of a device."""
 
     cluster: _Cluster
     layout: _Layout

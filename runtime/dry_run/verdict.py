@@ -8,8 +8,8 @@ from trainwright.runtime.dry_run.planned import Planned, Remedy
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of one stage. Bytes a device: the most that the shadow found, with what the driver and the allocator take beside it, as the
-    plan has it. `ranks` are those that do not fit; `remedies`, in the order in which to try them, what would."""
+    """Of one stage. Bytes a device: the most that the shadow found, with what the process and its allocator hold beside it, as
+    the plan has it. `ranks` are those that do not fit; `remedies`, in the order in which to try them, what would."""
 
     fits: bool
     needed_bytes: int
@@ -26,16 +26,18 @@ class Verdict:
 
 def judge(shadow: Shadow, planned: Planned) -> Verdict | None:
     """None where nothing is known of the stage: its program failed on every rank, and no peak is planned."""
-    memory = planned.estimates.memory
-    needs = {result.place.rank: result.peak_bytes + memory.overhead for result in shadow.results}
-    program = planned.program(shadow.stage.name)
-    if not needs and program is not None and shadow.not_shadowed:
-        most = max(rank.peak_bytes for rank in program.ranks)
-        return _verdict(most, memory.capacity, (), planned, measured=False)
+    capacity, program = planned.estimates.memory.capacity, planned.program(shadow.stage.name)
+    if shadow.not_shadowed and program is not None:
+        most = max(rank.peak_bytes + rank.overhead_bytes for rank in program.ranks)
+        return _verdict(most, capacity, (), planned, measured=False)
+    needs = {}
+    for result in shadow.results:
+        rank = program.rank(result.place.pipeline) if program is not None else None
+        needs[result.place.rank] = result.peak_bytes + (rank.overhead_bytes if rank is not None else 0)
     if not needs:
         return None
-    over = tuple(rank for rank, bytes_ in needs.items() if bytes_ > memory.capacity)
-    return _verdict(max(needs.values()), memory.capacity, over, planned, measured=True)
+    over = tuple(rank for rank, bytes_ in needs.items() if bytes_ > capacity)
+    return _verdict(max(needs.values()), capacity, over, planned, measured=True)
 
 
 def _verdict(needed: int, capacity: int, ranks: tuple[int, ...], planned: Planned, *, measured: bool) -> Verdict:
