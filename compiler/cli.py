@@ -223,6 +223,50 @@ def run(
     _execute(verb)
 
 
+@app.command("dry-run")
+def dry_run(
+    bundle: BundleFolder,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="STAGE", help="Look at just this stage; repeatable.", show_default=False)
+    ] = None,
+    ranks: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--rank", metavar="N", help="Shadow this rank; repeatable (default: those that differ).", show_default=False
+        ),
+    ] = None,
+    all_micro_batches: Annotated[
+        bool,
+        typer.Option("--all-microbatches", help="Run every micro-batch of a step; else the steady state is scaled."),
+    ] = False,
+    tolerance: Annotated[
+        float,
+        typer.Option(min=0, help="How much shadow and plan may differ, relative to the plan: for edited programs."),
+    ] = 0.0,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write the first rank's step as a Chrome trace (Perfetto).", show_default=False
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Check a bundle before it is run: every program on fake tensors, on any rank of its cluster."""
+    _execute(
+        lambda runtime: int(
+            runtime.dry_run_bundle(
+                bundle,
+                only=tuple(only or ()),
+                ranks=tuple(ranks or ()),
+                all_micro_batches=all_micro_batches,
+                tolerance=tolerance,
+                trace=trace,
+                as_json=as_json,
+            )
+        )
+    )
+
+
 @app.command()
 def status(
     bundle: BundleFolder,

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from trainwright.runtime.chat import chat_bundle
-from trainwright.runtime.cli import run_bundle, status_bundle
+from trainwright.runtime.cli import dry_run_bundle, run_bundle, status_bundle
 from trainwright.runtime.errors import RunError
 from trainwright.runtime.reading import error_text
 from trainwright.runtime.talk import Choice
@@ -34,6 +34,37 @@ def run(
     """Execute the stages that are not done; goes on where an earlier run ended."""
     code = run_bundle(
         bundle, only=tuple(only or ()), start=start, data_root=data_root, work=work, port=port, retries=retries
+    )
+    raise typer.Exit(code)
+
+
+@app.command("dry-run")
+def dry_run(
+    bundle: BundleFolder,
+    only: Annotated[list[str] | None, typer.Option("--only", help="Just this stage; may be repeated.")] = None,
+    ranks: Annotated[
+        list[int] | None, typer.Option("--rank", help="Shadow this rank; may be repeated. Default: those that differ.")
+    ] = None,
+    all_micro_batches: Annotated[
+        bool, typer.Option("--all-microbatches", help="Run every micro-batch of a step.")
+    ] = False,
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", min=0, help="How much shadow and plan may differ, relative to the plan.")
+    ] = 0.0,
+    trace: Annotated[
+        Path | None, typer.Option("--trace", help="Write the first rank's step as a Chrome trace.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Check a bundle before it is run: every program on fake tensors, on any rank of its cluster."""
+    code = dry_run_bundle(
+        bundle,
+        only=tuple(only or ()),
+        ranks=tuple(ranks or ()),
+        all_micro_batches=all_micro_batches,
+        tolerance=tolerance,
+        trace=trace,
+        as_json=as_json,
     )
     raise typer.Exit(code)
 

@@ -16,8 +16,11 @@ from types import FrameType
 from rich.console import Console
 
 from trainwright.runtime.disk import unusable_work
+from trainwright.runtime.dry_run.planned import read_planned
+from trainwright.runtime.dry_run.verb import as_json as shadows_as_json
+from trainwright.runtime.dry_run.verb import problem_of, shadow_bundle, show_shadows
 from trainwright.runtime.errors import INTERRUPTED, BundleError, DiskFull, MissingExtra, RunError
-from trainwright.runtime.launch.bundle import Bundle, edited_files, open_bundle
+from trainwright.runtime.launch.bundle import Bundle, choose_stages, edited_files, open_bundle
 from trainwright.runtime.launch.execute import execute
 from trainwright.runtime.launch.show import Show, how_far, open_console, print_table, read_new_row
 from trainwright.runtime.launch.status import Status, read_status
@@ -96,6 +99,57 @@ def status_bundle(
         console.print(printable(f"{stage.name}: would run{' ' if reason.startswith('if ') else ': '}{reason}"))
     if not to_run:
         console.print("every stage is done")
+    return 0
+
+
+def dry_run_bundle(
+    bundle: Path,
+    *,
+    only: tuple[str, ...] = (),
+    ranks: tuple[int, ...] = (),
+    all_micro_batches: bool = False,
+    tolerance: float = 0.0,
+    trace: Path | None = None,
+    as_json: bool = False,
+) -> int:
+    """Look at a bundle before it is run: its programs on fake tensors, on some ranks of the planned cluster, beside the plan.
+
+    `only`: just these stages. `ranks`: of the planned world (default: those that differ). `all_micro_batches`: run every one of
+    a step, instead of scaling the steady state. `tolerance`: how much, relative to the plan, shadow and plan may differ. `trace`:
+    a file for the step of the first rank, for Perfetto. `as_json`: one JSON object instead of tables.
+
+    Returns 0, or `errors.INTERRUPTED` after Ctrl-C. Raises a RunError: for a damaged bundle, a program that fails, a shadow that
+    disagrees with the plan (ShadowDiffers) and a program that does not fit (DoesNotFit).
+    """
+    console = Console(stderr=True) if as_json else open_console()
+    opened = open_bundle(bundle)
+    choose_stages(opened, only, "")  # names that are none are refused
+    planned = read_planned(opened.path)
+    try:
+        judged = shadow_bundle(
+            console,
+            opened,
+            planned,
+            only=only,
+            ranks=ranks,
+            all_micro_batches=all_micro_batches,
+            tolerance=tolerance,
+            trace=trace,
+        )
+    except KeyboardInterrupt:
+        console.print("interrupted; nothing was written")
+        return INTERRUPTED
+    if as_json:
+        print(json.dumps({"bundle": str(opened.path), "stages": shadows_as_json(judged)}, indent=2, ensure_ascii=False))
+    else:
+        for note in edited_files(opened):
+            console.print(printable(note))
+        show_shadows(console, judged)
+        if trace is not None and judged:
+            console.print(printable(f"\ntrace: {trace} (open it in https://ui.perfetto.dev)"))
+    problem = problem_of(judged)
+    if problem is not None:
+        raise problem
     return 0
 
 

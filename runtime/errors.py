@@ -85,4 +85,22 @@ class ExportMismatch(RunError):
     exit_code = 32
 
 
+class NotReady(RunError):
+    """A bundle, or the machine on which it is to run, lacks something: a dry run found it."""
+
+    exit_code = 33
+
+
+class ShadowDiffers(RunError):
+    """A program, run in shadow, does not hold or compute what its plan says."""
+
+    exit_code = 34
+
+
+class DoesNotFit(RunError):
+    """A program needs more memory than a device has."""
+
+    exit_code = 35
+
+
 INTERRUPTED = 130  # Ctrl-C, as shells count it
