@@ -237,6 +237,31 @@ RULES: tuple[Rule, ...] = (
         lambda _, row: f"a mixture with tensor {row.tensor} needs sequence_parallel: true",
     ),
     Rule(
+        # Megatron-Core, TransformerConfig and TopKRouter.
+        "router",
+        lambda terms, rows: (
+            (
+                terms.shape.num_experts == 0
+                or (
+                    not (terms.shape.router_on_input and terms.shape.experts_per_token > 1)
+                    and not (
+                        terms.shape.router_score == "softmax"
+                        and terms.shape.experts_per_token == 1
+                        and not terms.shape.router_pre_softmax
+                    )
+                )
+            )
+            & _ones(rows)
+        ),
+        lambda terms, _: (
+            f"experts_per_token {terms.shape.experts_per_token}: the family multiplies the input of a token's one expert by its"
+            " score: take experts_per_token 1"
+            if terms.shape.router_on_input
+            else "experts_per_token 1: the family's softmax over the chosen experts is 1 where one is chosen, and nothing would"
+            " teach the router: take experts_per_token 2 or more"
+        ),
+    ),
+    Rule(
         # Without it Megatron-Core 0.16 doubles the gradients of the compressed queries' norm.
         "latent_and_sequence",
         lambda terms, rows: (terms.shape.kv_lora_rank == 0) | (rows.tensor == 1) | rows.sequence_parallel,

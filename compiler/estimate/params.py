@@ -206,11 +206,12 @@ def device_parameters(shape: Shape, context_length: int, layouts: Layouts, rank:
     single = layouts.pipeline == 1
     has_embedding, has_output = rank == 0, rank == layouts.pipeline - 1
     copies = has_embedding * 1.0 + np.where(single, not shape.tied_embeddings, has_output)
-    copies = copies + (shape.mtp_layers > 0 and not shape.tied_embeddings) * (has_output & ~single)
+    looks_up_again = (shape.mtp_layers > 0) * (has_output & ~single)
+    copies = copies + (not shape.tied_embeddings) * looks_up_again
     dense = (
         sum(layers * (one.sharded / layouts.tensor + one.replicated) for layers, one in kinds)
         + copies * (layouts.padded_vocab_size * shape.hidden_size / layouts.tensor)
-        + has_embedding * position_parameters(shape, context_length)
+        + (1 * has_embedding + looks_up_again) * position_parameters(shape, context_length)
         + has_output * norm_parameters(shape)
     )
     experts = sum(layers * float(one.expert) for layers, one in kinds) / (layouts.expert_tensor * layouts.expert)

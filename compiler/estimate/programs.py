@@ -105,14 +105,15 @@ class _Parameters:
             held["embedding"] += vocabulary + position_parameters(shape, self._context_length)
         if last:
             held["norms"] += norm_parameters(shape)
-        if last and not (first and shape.tied_embeddings):
+        copies = shape.tied_embeddings and (first or shape.mtp_layers)  # the output layer uses a table that is there
+        if last and not copies:
             held["output"] += vocabulary
         if last and shape.mtp_layers:
             for _ in range(shape.mtp_layers):
                 held["mtp"] += sum(self._layer(mixture=shape.num_experts > 0).values())
                 held["mtp"] += 2 * shape.hidden_size**2 // layout.tensor + 3 * norm_parameters(shape)
-            # It looks tokens up itself; a tied output layer's copy of the table is there already.
-            held["embedding"] += 0 if first or shape.tied_embeddings else vocabulary
+            # It looks tokens up itself.
+            held["embedding"] += 0 if first else vocabulary + position_parameters(shape, self._context_length)
         return held
 
     def _layer(self, *, mixture: bool) -> Counter[str]:

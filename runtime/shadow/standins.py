@@ -538,6 +538,12 @@ def _fp8_autocast(enabled: bool = False, **ignored: object) -> Iterator[None]:
     yield
 
 
+@contextlib.contextmanager
+def _recompute(activation_recompute: bool = False, recompute_phase: bool = False) -> Iterator[None]:
+    """pytorch/distributed.py, activation_recompute_forward: tells 8-bit products which pass they are in."""
+    yield
+
+
 def install_transformer_engine() -> None:
     """Put the stand-ins where Megatron-Core looks for the package. Call it before Megatron-Core is imported."""
     for name in [name for name in sys.modules if name.split(".")[0] == "transformer_engine"]:
@@ -570,7 +576,7 @@ def install_transformer_engine() -> None:
         "pytorch.fp8": {"FP8GlobalStateManager": _Fp8State, "fp8_autocast": _fp8_autocast},
         "pytorch.distributed": {
             "CudaRNGStatesTracker": _RngStates,
-            "activation_recompute_forward": contextlib.nullcontext,
+            "activation_recompute_forward": _recompute,
         },
         "pytorch.attention": {},
         "pytorch.attention.rope": {"apply_rotary_pos_emb": apply_rotary_pos_emb},
