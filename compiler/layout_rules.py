@@ -268,6 +268,15 @@ RULES: tuple[Rule, ...] = (
         lambda _, row: f"latent attention with tensor {row.tensor} needs sequence_parallel: true",
     ),
     Rule(
+        # Megatron-Core 0.16, attention.py: it looks the layer's number up in a list of the model's own layers.
+        "mtp_and_no_rope",
+        lambda terms, rows: (terms.shape.mtp_layers == 0 or terms.shape.no_rope_every == 0) & _ones(rows),
+        lambda terms, row: (
+            f"mtp_layers {terms.shape.mtp_layers} with layers without positions (every {terms.shape.no_rope_every}): Megatron-Core"
+            " 0.16 does not know which kind a layer of multi-token prediction is; leave mtp_layers out, or take another family"
+        ),
+    ),
+    Rule(
         "mtp_and_context",
         lambda terms, rows: (terms.shape.mtp_layers == 0) | (rows.context == 1),
         lambda terms, row: (
