@@ -272,8 +272,8 @@ RULES: tuple[Rule, ...] = (
         "mtp_and_no_rope",
         lambda terms, rows: (terms.shape.mtp_layers == 0 or terms.shape.no_rope_every == 0) & _ones(rows),
         lambda terms, row: (
-            f"mtp_layers {terms.shape.mtp_layers} with layers without positions (every {terms.shape.no_rope_every}): Megatron"
-            "-Core 0.16 does not know which kind a layer of multi-token prediction is; leave mtp_layers out, or take another family"
+            f"mtp_layers {terms.shape.mtp_layers} with layers without positions (every {terms.shape.no_rope_every}):"
+            " Megatron-Core 0.16 does not know which kind a layer of multi-token prediction is; leave mtp_layers out"
         ),
     ),
     Rule(
