@@ -9,7 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainwright.compiler.estimate.layouts import FULL, MODULES, SELECTIVE, Bools, Layouts, modules_code
+from trainwright.compiler.estimate.layouts import (
+    FULL,
+    MODULES,
+    RECOMPUTE_METHODS,
+    SELECTIVE,
+    Bools,
+    Layouts,
+    modules_code,
+)
 from trainwright.compiler.estimate.placement import num_mixtures, ranks_of, stage_layers
 from trainwright.compiler.plan import Layout, Shape
 
@@ -274,6 +282,18 @@ RULES: tuple[Rule, ...] = (
         lambda terms, row: (
             f"mtp_layers {terms.shape.mtp_layers} with layers without positions (every {terms.shape.no_rope_every}):"
             " Megatron-Core 0.16 does not know which kind a layer of multi-token prediction is; leave mtp_layers out"
+        ),
+    ),
+    Rule(
+        "mtp_and_recompute",
+        lambda terms, rows: (
+            (terms.shape.mtp_layers == 0)
+            | (rows.recompute_method != RECOMPUTE_METHODS.index("uniform"))
+            | (rows.recompute_layers == 1)
+        ),
+        lambda terms, row: (
+            f"mtp_layers {terms.shape.mtp_layers} with recompute_layers {row.recompute_layers}: Megatron-Core 0.16 recomputes"
+            " multi-token prediction in units of one layer: take recompute_layers 1, or recompute_method block"
         ),
     ),
     Rule(

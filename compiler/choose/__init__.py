@@ -108,6 +108,7 @@ def _choose(spec: ResolvedSpec, variants: tuple[Variant, ...], flops_per_s: floa
         devices_per_node=spec.compute.devices_per_node,
         nodes=spec.compute.nodes,
         fused_activation=fuses_activation(shape, cuda),
+        local_layers=not cuda or spec.layout.layer_spec.values[0] == "local",
         overlap=cuda,
         optimizer=training.optimizer,
         gradient_bytes=gradient_bytes(spec.layout),

@@ -65,9 +65,10 @@ def executed_flops_per_token(workload: Workload, layouts: Layouts) -> Floats:
     shape = workload.shape
     heads = (1 + shape.mtp_layers) * head_forward_flops(shape, layouts.padded_vocab_size.astype(np.float64))
     product = 4.0 * shape.mtp_layers * shape.hidden_size**2
-    again = np.where(layouts.recompute == FULL, product, 0.0)
-    mtp = shape.mtp_layers * _executed_of_layer(workload, layouts, mixture=shape.num_experts > 0, full_share=1.0)
-    return layers_executed_flops(workload, layouts) + mtp + 3.0 * (product + heads) + again
+    # Full recompute by blocks leaves multi-token prediction out (Megatron-Core 0.16).
+    uniform = 1.0 * (layouts.recompute_method == RECOMPUTE_METHODS.index("uniform"))
+    mtp = shape.mtp_layers * _executed_of_layer(workload, layouts, mixture=shape.num_experts > 0, full_share=uniform)
+    return np.asarray(layers_executed_flops(workload, layouts) + mtp + 3.0 * (product + heads) + uniform * product)
 
 
 def layers_executed_flops(workload: Workload, layouts: Layouts) -> Floats:

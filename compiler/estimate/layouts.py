@@ -103,6 +103,7 @@ class Workload:
     )
     optimizer: str = field(default="adam", kw_only=True)  # | "lion"
     gradient_bytes: int = field(default=4, kw_only=True)  # in which they are summed
+    local_layers: bool = field(default=False, kw_only=True)  # Megatron-Core's own, not Transformer Engine's
     overlap: bool  # gradient reduction and parameter gathering run beside the backward and the forward pass
 
     @property

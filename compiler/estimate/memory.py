@@ -76,7 +76,7 @@ def estimate_memory(workload: Workload, layouts: Layouts) -> Memory:
 def rank_memory(workload: Workload, layouts: Layouts, rank: Ints) -> Memory:
     """Bytes on a device of a pipeline rank (a column)."""
     shape, width = workload.shape, BYTES[workload.precision]
-    held = device_parameters(shape, workload.context_length, layouts, rank)
+    held = device_parameters(shape, workload.context_length, layouts, rank, local_layers=workload.local_layers)
     activations = _activations(workload, layouts, rank)
     logits = _logits(workload, layouts) * (rank == layouts.pipeline - 1)
     return Memory(
@@ -97,7 +97,7 @@ def passing_bytes(workload: Workload, layouts: Layouts) -> Floats:
     of the vocabulary's matrix are alive at a time."""
     shape = workload.shape
     layers = [
-        layer.sharded / layouts.tensor + layer.expert / (layouts.expert * layouts.expert_tensor)
+        (layer.sharded + layer.down) / layouts.tensor + layer.expert / (layouts.expert * layouts.expert_tensor)
         for layer in (layer_parameters(shape, mixture=mixture) for mixture in kinds_of(shape))
     ]
     vocabulary = layouts.padded_vocab_size * shape.hidden_size / layouts.tensor

@@ -15,15 +15,22 @@ from trainwright.compiler.plan import Shape
 @dataclass(frozen=True)
 class LayerParameters:
     """One layer: `sharded` is split over tensor, `replicated` is on each of its ranks, `expert` split over expert and
-    expert_tensor."""
+    expert_tensor. `down`: latent attention's projections down, which Transformer Engine's layers keep whole on every tensor rank
+    and Megatron-Core's own (the local layer spec) split."""
 
     sharded: int
     replicated: int
     expert: int
+    down: int = 0
 
     @property
     def total(self) -> int:
-        return self.sharded + self.replicated + self.expert
+        return self.sharded + self.replicated + self.expert + self.down
+
+    def dense_on(self, tensor: Ints, *, local_layers: bool) -> Floats:
+        """What a device holds of it beside experts, where that many tensor ranks split it."""
+        down = self.down / tensor if local_layers else float(self.down)
+        return np.asarray(self.sharded / tensor + self.replicated + down)
 
 
 def layer_parameters(shape: Shape, *, mixture: bool) -> LayerParameters:
@@ -34,6 +41,7 @@ def layer_parameters(shape: Shape, *, mixture: bool) -> LayerParameters:
         sharded=attention.sharded + used.ffn + used.shared_experts + biases.sharded,
         replicated=attention.replicated + 2 * norm_parameters(shape) + used.router + biases.replicated,
         expert=shape.num_experts * expert_parameters(shape) if mixture else 0,
+        down=attention.down,
     )
 
 
@@ -63,11 +71,11 @@ def _attention(shape: Shape) -> LayerParameters:
 
 
 def _latent_attention(shape: Shape) -> LayerParameters:
-    """DeepSeek-V2 (arXiv 2405.04434), equations 9 to 19: the projections down, which Transformer Engine keeps whole on every
-    tensor rank, their norms, the projections up, and the output's."""
+    """DeepSeek-V2 (arXiv 2405.04434), equations 9 to 19: the projections down, their norms, the projections up, and the
+    output's."""
     used = matrices_by_module(shape, mixture=False)
     norms = shape.kv_lora_rank + shape.q_lora_rank
-    return LayerParameters(used.attention, used.down + norms * shape.qk_norm, 0)
+    return LayerParameters(used.attention, norms * shape.qk_norm, 0, used.down)
 
 
 def mtp_parameters(shape: Shape) -> LayerParameters:
@@ -75,7 +83,8 @@ def mtp_parameters(shape: Shape) -> LayerParameters:
     21), and a transformer layer like the last; embedding and output layer are the model's own."""
     layer = layer_parameters(shape, mixture=shape.num_experts > 0)
     product = 2 * shape.hidden_size**2
-    return LayerParameters(layer.sharded + product, layer.replicated + 3 * norm_parameters(shape), layer.expert)
+    replicated = layer.replicated + 3 * norm_parameters(shape)
+    return LayerParameters(layer.sharded + product, replicated, layer.expert, layer.down)
 
 
 def count_parameters(shape: Shape, context_length: int) -> int:
@@ -105,9 +114,9 @@ def expert_parameters(shape: Shape) -> int:
 
 @dataclass(frozen=True)
 class UsedMatrices:
-    """Parameters of one layer's matrices that one token meets, by module. `down`: latent attention's projections down, and
-    `router`, are whole on every tensor rank, which works on its own tokens (layout_rules: both need sequence parallelism); `up`,
-    a part of `attention`, its projections up."""
+    """Parameters of one layer's matrices that one token meets, by module. Latent attention's projections `down` and the `router`
+    may be whole on every tensor rank, which then works on its own tokens (layout_rules: both need sequence parallelism); `up`, a
+    part of `attention`, are its projections up."""
 
     attention: int  # without `down`
     down: int
@@ -190,7 +199,9 @@ class DeviceParameters:
         return self.dense + self.expert
 
 
-def device_parameters(shape: Shape, context_length: int, layouts: Layouts, rank: Ints) -> DeviceParameters:
+def device_parameters(
+    shape: Shape, context_length: int, layouts: Layouts, rank: Ints, *, local_layers: bool = False
+) -> DeviceParameters:
     """Parameters on a device of a pipeline rank (a column), vocabulary padded.
 
     The first holds the embedding and learned positions, the last the final norm and the output layer; a tied output layer is
@@ -209,7 +220,7 @@ def device_parameters(shape: Shape, context_length: int, layouts: Layouts, rank:
     looks_up_again = (shape.mtp_layers > 0) * (has_output & ~single)
     copies = copies + (not shape.tied_embeddings) * looks_up_again
     dense = (
-        sum(layers * (one.sharded / layouts.tensor + one.replicated) for layers, one in kinds)
+        sum(layers * one.dense_on(layouts.tensor, local_layers=local_layers) for layers, one in kinds)
         + copies * (layouts.padded_vocab_size * shape.hidden_size / layouts.tensor)
         + (1 * has_embedding + looks_up_again) * position_parameters(shape, context_length)
         + has_output * norm_parameters(shape)

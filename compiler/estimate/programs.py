@@ -90,7 +90,7 @@ class _Parameters:
 
     def __init__(self, workload: Workload, layout: Layout, rank: int) -> None:
         self._shape, self._layout, self._rank = workload.shape, layout, rank
-        self._context_length = workload.context_length
+        self._context_length, self._local = workload.context_length, workload.local_layers
         self.experts = 0  # in every module, multi-token prediction's too
 
     def by_module(self) -> Counter[str]:
@@ -119,12 +119,12 @@ class _Parameters:
     def _layer(self, *, mixture: bool) -> Counter[str]:
         shape, layout = self._shape, self._layout
         used = matrices_by_module(shape, mixture=mixture)
-        attention = attention_parameters(shape)
+        attention, tensor = attention_parameters(shape), np.array(layout.tensor)
         experts = shape.num_experts * expert_parameters(shape) // (layout.expert * layout.expert_tensor)
         biases = ffn_bias_parameters(shape, mixture=mixture)
         self.experts += experts * mixture
         return Counter(
-            attention=attention.sharded // layout.tensor + attention.replicated,
+            attention=int(attention.dense_on(tensor, local_layers=self._local)),
             ffn=(used.ffn + biases.sharded) // layout.tensor + biases.replicated,
             experts=experts * mixture,
             shared_experts=used.shared_experts // layout.tensor,
@@ -151,8 +151,9 @@ class _Flops:
             flops["output"] += passes * head
             for _ in range(shape.mtp_layers if rows.trained else 0):
                 product = 4 * self._tokens * shape.hidden_size**2 // layout.tensor
-                flops["mtp"] += (passes + (layout.recompute == "full")) * product
-                flops["mtp"] += sum(self._layer(mixture=shape.num_experts > 0, named=True).values())
+                again = layout.recompute_method == "uniform"  # by blocks Megatron-Core 0.16 leaves it out
+                flops["mtp"] += (passes + again) * product
+                flops["mtp"] += sum(self._layer(mixture=shape.num_experts > 0, named=again).values())
                 flops["output"] += passes * head
         return Counter({name: rows.micro_batches * amount for name, amount in flops.items()})
 

@@ -105,7 +105,7 @@ def _data_s(workload: Workload, layouts: Layouts, micro_batch_s: Floats) -> Floa
     across = np.minimum(device.intra_node_bytes_per_s, device.inter_node_bytes_per_s * in_node)
     inside = layouts.tensor * group <= workload.devices_per_node
     link = np.where(inside, device.intra_node_bytes_per_s, across) * LINK_EFFICIENCY
-    held = device_parameters(workload.shape, workload.context_length, layouts, layouts.pipeline - 1).total
+    held = _last_parameters(workload, layouts)
     one_pass = (group - 1) / group * held / link
     reduce_s = 4 * one_pass * np.where(layouts.distributed_optimizer, 1, 2)
     gather_s = BYTES[workload.precision] * one_pass * layouts.distributed_optimizer
@@ -116,7 +116,15 @@ def _data_s(workload: Workload, layouts: Layouts, micro_batch_s: Floats) -> Floa
 
 def _optimizer_s(workload: Workload, layouts: Layouts) -> Floats:
     """Adam and clipping, bound by memory bandwidth; the distributed optimizer updates a share."""
-    held = device_parameters(workload.shape, workload.context_length, layouts, layouts.pipeline - 1).total
+    held = _last_parameters(workload, layouts)
     share = np.where(layouts.distributed_optimizer, layouts.data * layouts.context, 1)
     traffic = OPTIMIZER_TRAFFIC_BYTES[workload.precision] / share + CLIPPING_TRAFFIC_BYTES
     return np.asarray(held * traffic / workload.device.memory_bandwidth_bytes_per_s)
+
+
+def _last_parameters(workload: Workload, layouts: Layouts) -> Floats:
+    """Parameters on a device of the last pipeline rank."""
+    held = device_parameters(
+        workload.shape, workload.context_length, layouts, layouts.pipeline - 1, local_layers=workload.local_layers
+    )
+    return held.total

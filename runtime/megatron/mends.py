@@ -3,7 +3,7 @@
 Each mend says what goes wrong without it; tests/worlds trains what needs it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from megatron.core.optimizer import clip_grads
 from megatron.core.tensor_parallel import mappings
 from megatron.core.transformer import multi_latent_attention
 from megatron.core.transformer.moe import moe_utils, token_dispatcher
-from megatron.core.transformer.multi_token_prediction import roll_tensor
+from megatron.core.transformer.multi_token_prediction import MultiTokenPredictionLayer, roll_tensor
 from megatron.core.utils import local_multi_tensor_l2_norm
 from torch import Tensor
 
@@ -29,6 +29,7 @@ def mend(*, cuda: bool) -> None:
         multi_latent_attention.HAVE_TE = False
     if clip_grads.l2_norm_impl is local_multi_tensor_l2_norm:  # neither Transformer Engine nor APEX is there
         clip_grads.l2_norm_impl = _l2_norm
+    MultiTokenPredictionLayer._checkpointed_forward = _recompute_further_tokens
     if cuda:
         return
     token_dispatcher.maybe_move_tensor_to_cpu = _splits_of
@@ -55,6 +56,21 @@ def _roll_tensor(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
     """The loss of further tokens is divided by what this says is the number of targets: 0 / 0 where a row has none."""
     rolled, total = roll_tensor(*args, **kwargs)
     return rolled, total.clamp(min=1)
+
+
+_recompute = MultiTokenPredictionLayer._checkpointed_forward
+
+
+def _recompute_further_tokens(layer: Any, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Recompute a layer of multi-token prediction. Megatron-Core's own saves all arguments as tensors, which packed rows'
+    lengths are not."""
+    given = [*args, *kwargs.values()]
+    kept = {place: value for place, value in enumerate(given) if not isinstance(value, Tensor)}
+
+    def run(*tensors: Any) -> Any:
+        return forward(*(kept.get(place, value) for place, value in enumerate(tensors)))
+
+    return _recompute(layer, run, *(None if place in kept else value for place, value in enumerate(given)))
 
 
 def _splits_of(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:

@@ -62,6 +62,9 @@ def shadow(request: Request) -> Any:
     platform.pretend(request.platform)
     fakes.answer_for_others()
     standins.balance_routing()
+    from trainwright.runtime.megatron import layers
+
+    vars(layers)["causal_lower_right"] = standins.mask_of_last(cuda=request.platform == "cuda")
     for rank in request.ranks:
         yield _rank(request, rank)
 

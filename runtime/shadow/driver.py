@@ -26,6 +26,7 @@ from trainwright.runtime.megatron.model import Model, build_frozen
 from trainwright.runtime.megatron.packing import Sequence as Tokens
 from trainwright.runtime.megatron.parallel import check_model, start
 from trainwright.runtime.shadow import fakes
+from trainwright.runtime.shadow.formulas import scores_formula
 from trainwright.runtime.shadow.recorder import Counts, Recorder
 from trainwright.runtime.shadow.standins import is_stand_in, select_routed
 from trainwright.runtime.stages.training import open_model
@@ -124,7 +125,14 @@ class ModelRecorder(Recorder):  # type: ignore[no-untyped-call]
         super().__init__(cuda=cuda)
         # Of every forward pass of a step: its chunk, and what was counted before.
         self.passes: list[tuple[int, Counts]] = []
+        self.begins: list[int] = []  # of every forward pass of a step: place in the log
         self.after_first_forward = 0  # bytes
+        model = job.literals.model
+        widths = {model.kv_channels}
+        if model.multi_latent_attention:
+            widths = {model.qk_head_dim + model.qk_pos_emb_head_dim, model.v_head_dim}
+        for operation in (torch.ops.aten.bmm, torch.ops.aten.baddbmm):
+            self.formulas[operation] = scores_formula(widths)
         self._experts_per_token = job.literals.model.moe_router_topk if job.literals.model.num_moe_experts else 0
 
     def compute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -144,7 +152,7 @@ class _Steps:
         recorder, job = self._recorder, self._job
         assert job.loss is not None
         group, count = self._cut()
-        recorder.passes = []
+        recorder.passes, recorder.begins = [], []
         before = recorder.live
         loop.train_step(self._model, _Batches(job.micro_batch, count), job.loss, Draws(job.seed, step))
         left_out = (job.micro_batches - count) // group
@@ -152,9 +160,25 @@ class _Steps:
         if not left_out:
             return recorder.counts, count, kept
         # The last forward pass, and that of a period before it, begin in the steady state: see `_cut`.
-        begins = [counts for _, counts in recorder.passes]
+        counted = [counts for _, counts in recorder.passes]
         period = group * len(self._model.chunks)
-        return recorder.counts.plus(left_out, begins[-1], begins[-1 - period]), count, kept
+        # What a micro-batch leaves until the step ends (its losses) every one that is left out leaves too, before the last period.
+        lasting = self._lasting_bytes(micro_batch=1)
+        recorder.raise_peak(after=recorder.begins[-1 - period], by=left_out * group * lasting)
+        return recorder.counts.plus(left_out, counted[-1], counted[-1 - period]), count, kept
+
+    def _lasting_bytes(self, micro_batch: int) -> int:
+        """Of what the forward passes of a micro-batch made, as much as is still alive after the step's last backward pass."""
+        recorder = self._recorder
+        end = max(place for place, name in recorder.phases if name == BACKWARD)
+        end = min(place for place, name in recorder.phases if place >= end and name == BETWEEN)
+        begin = recorder.begins[0]
+        passes = {_named(FORWARD, micro_batch, chunk) for chunk in range(len(self._model.chunks))}
+        return sum(
+            block.bytes
+            for block in recorder.blocks
+            if block.born >= begin and block.phase in passes and not 0 <= block.died < end
+        )
 
     def _warm_up(self) -> int:
         stages, stage = self._job.parallel.pipeline, int(parallel_state.get_pipeline_model_parallel_rank())
@@ -212,6 +236,7 @@ def _phases(recorder: ModelRecorder) -> Iterator[None]:
         chunk = kwargs.get("vp_stage") or 0
         number = sum(1 for other, _ in recorder.passes if other == chunk)
         recorder.passes.append((chunk, recorder.counts.copy()))
+        recorder.begins.append(len(recorder.log))
         recorder.enter_phase(_named(FORWARD, number, chunk))
         out = forward(*args, **kwargs)
         if len(recorder.passes) == 1:

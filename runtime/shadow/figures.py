@@ -54,6 +54,7 @@ def make_result(shadowed: Shadowed, stage: str, kind: str) -> RankResult:
     by_kind: Counter[str] = Counter()
     for block in alive:
         by_kind[block.kind] += block.bytes
+    by_kind["temporaries"] += recorder.beside_peak
     modules = _modules(shadowed)
     notes = [f"every row is full: {_rows(shadowed)}"]
     if job.literals.model.num_moe_experts:

@@ -5,7 +5,7 @@ of a square), forward 2 products, backward 4: torch's own formulas ignore causal
 flash kernel computes again in its backward pass is not counted, as in Megatron-LM's count.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import prod
 from typing import Any
 
@@ -30,17 +30,27 @@ def _core(query: Any, key: Any, value: Any) -> int:
     return attention_flops(batch, heads, queries, key.shape[2], width, value.shape[3])
 
 
-def _half_square(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
-    """Products of batches are met in attention alone, whose scores are held where no kernel takes it (latent attention on a CPU,
-    keys wider than values): of queries as many as keys."""
-    return _product(args[0], args[1]) // 2
+def scores_formula(widths: Iterable[int]) -> Formula:
+    """FLOPs of a product of batches. They are met in attention alone, whose scores are held where no kernel takes it (latent
+    attention on a CPU, keys wider than values). Of a product's three sizes one is a head's width, of `widths`; the others are
+    q and k."""
+    known = set(widths)
+
+    def flops(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
+        left, right = args[-2:]
+        sizes = [left.shape[1], left.shape[2], right.shape[2]]
+        for place, width in enumerate(sizes):
+            queries, keys = sorted(sizes[:place] + sizes[place + 1 :])
+            if width in known and keys % queries == 0:
+                return int(left.shape[0] * width * (2 * queries * keys - queries * queries))
+        return _product(left, right)
+
+    return flops
 
 
 FORMULAS: dict[Any, Formula] = {
     _aten.mm: lambda args, kwargs, out: _product(args[0], args[1]),
     _aten.addmm: lambda args, kwargs, out: _product(args[1], args[2]),
-    _aten.bmm: _half_square,
-    _aten.baddbmm: lambda args, kwargs, out: _product(args[1], args[2]) // 2,
     _aten._scaled_dot_product_flash_attention_for_cpu: lambda args, kwargs, out: _core(*args[:3]),
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda args, kwargs, out: 2 * _core(*args[1:4]),
 }

@@ -95,6 +95,7 @@ class Recorder(TorchDispatchMode):
         self.cuda = cuda
         self.live = self.peak = 0
         self.peak_at = 0  # place in the log
+        self.beside_peak = 0  # bytes of the peak that are of no block, see raise_peak
         self.blocks: list[Block] = []
         self.log: list[int] = []
         self.counts = Counts()
@@ -104,6 +105,7 @@ class Recorder(TorchDispatchMode):
         self.stand_ins: set[str] = set()
         self.stand_in_flops = self.stand_in_messages = False
         self.modules = Modules()
+        self.formulas = dict(FORMULAS)
         self._numbers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._groups: dict[str, tuple[str, int]] = {}
         self._held_back: list[tuple[Any, str, tuple[int, ...], str]] | None = None
@@ -115,9 +117,23 @@ class Recorder(TorchDispatchMode):
 
     def forget_peak(self) -> None:
         """Look for a new peak, count anew, and begin a new history."""
-        self.peak, self.peak_at = self.live, len(self.log)
+        self.peak, self.peak_at, self.beside_peak = self.live, len(self.log), 0
         self.counts = Counts()
         self.history = None if self.history is None else []
+
+    def raise_peak(self, *, after: int, by: int) -> None:
+        """The peak, if whatever is alive after a place in the log had `by` more bytes beside it. They are part of no block."""
+        if not by:
+            return
+        alive = self.live
+        most, place = 0, 0
+        for number in range(len(self.log) - 1, after - 1, -1):  # backwards: what is alive now is known
+            if alive > most:
+                most, place = alive, number + 1
+            entry = self.log[number]
+            alive -= self.blocks[entry].bytes if entry >= 0 else -self.blocks[~entry].bytes
+        if most + by > self.peak:
+            self.peak, self.peak_at, self.beside_peak = most + by, place, by
 
     def number_of(self, tensor: Tensor) -> int | None:
         """Of the block that a tensor lies in; None for one that holds values."""
@@ -157,7 +173,7 @@ class Recorder(TorchDispatchMode):
         if self.history is not None:
             self._tell(str(func._overloadpacket).removeprefix("aten."))
         out = self.compute(func, args, kwargs)
-        formula = FORMULAS.get(func._overloadpacket)
+        formula = self.formulas.get(func._overloadpacket)
         module = None
         if formula is not None:
             module = self.modules.current()

@@ -12,7 +12,7 @@ import importlib.machinery
 import itertools
 import sys
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -438,6 +438,14 @@ class _Rotate(torch.autograd.Function):
 def apply_rotary_pos_emb(x: Tensor, angles: Tensor, **ignored: object) -> Tensor:
     """pytorch/attention/rope.py, fused."""
     return _Rotate.apply(x, angles)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def mask_of_last(cuda: bool) -> Callable[[int, int], Tensor | None]:
+    """What stands for torch's causal_lower_right, a kind of tensor that has to hold values: which of `keys` positions each of
+    the last `queries` sees. A CPU makes a table of it (torch/nn/attention/bias.py, _materialize), a CUDA kernel knows it."""
+    if cuda:
+        return lambda queries, keys: None
+    return lambda queries, keys: torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
 
 
 # ---- optimizer ------------------------------------------------------------------------------------------------------------
