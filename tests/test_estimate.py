@@ -130,15 +130,18 @@ def test_parameters_of_all_devices_are_the_model(model: str) -> None:
     assert device_parameters(shape, 2048, alone, FIRST).total[0] == exact
     # Two tensor ranks hold everything once and the replicated part twice.
     mixtures = num_mixtures(shape)
-    replicated = (shape.num_layers - mixtures) * layer_parameters(shape, mixture=False).replicated
-    replicated += mixtures * (
-        layer_parameters(shape, mixture=True).replicated + layer_parameters(shape, mixture=True).expert
-    )
+    dense, mixture = (layer_parameters(shape, mixture=mixture) for mixture in (False, True))
+    replicated = (shape.num_layers - mixtures) * (dense.replicated + dense.down)
+    replicated += mixtures * (mixture.replicated + mixture.down + mixture.expert)
     replicated += shape.hidden_size * (2 if shape.normalization == "LayerNorm" else 1)
     replicated += 2048 * shape.hidden_size * (shape.positions == "learned")
     pair = one_layout(_layout(tensor=2, padded_vocab_size=shape.vocab_size + shape.vocab_size % 2))
     padding = (shape.vocab_size % 2) * shape.hidden_size * (1 if shape.tied_embeddings else 2)
     assert 2 * device_parameters(shape, 2048, pair, FIRST).total[0] == exact + replicated + padding
+    # Megatron-Core's own layers split the projections down.
+    split = shape.num_layers * dense.down
+    local = device_parameters(shape, 2048, pair, FIRST, local_layers=True).total[0]
+    assert 2 * local == exact + replicated + padding - split
     # Two pipeline ranks: a tied output layer is a second copy of the embedding.
     stages = one_layout(_layout(pipeline=2, padded_vocab_size=shape.vocab_size))
     both = sum(device_parameters(shape, 2048, stages, np.array([rank])).total[0] for rank in (0, 1))

@@ -162,7 +162,7 @@ class _Steps:
         # The last forward pass, and that of a period before it, begin in the steady state: see `_cut`.
         counted = [counts for _, counts in recorder.passes]
         period = group * len(self._model.chunks)
-        # What a micro-batch leaves until the step ends (its losses) every one that is left out leaves too, before the last period.
+        # What a micro-batch leaves until the step ends (its losses), those that are left out leave too, before the last period.
         lasting = self._lasting_bytes(micro_batch=1)
         recorder.raise_peak(after=recorder.begins[-1 - period], by=left_out * group * lasting)
         return recorder.counts.plus(left_out, counted[-1], counted[-1 - period]), count, kept
