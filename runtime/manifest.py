@@ -45,6 +45,7 @@ class Manifest:
     data_root: str  # as the user wrote it; "." where absent: relative inputs are resolved against it at run time
     stages: tuple[Stage, ...]
     files: dict[str, str]  # sha256 of every other file of the bundle, by name
+    seal: str = ""  # sha256 of all else that the manifest says; "": written before there were seals
 
 
 class ManifestError(ValueError):
@@ -52,12 +53,19 @@ class ManifestError(ValueError):
 
 
 def write_manifest(manifest: Manifest) -> str:
-    """The manifest as JSON text: sorted keys, two spaces, a newline at the end."""
-    return json.dumps(asdict(manifest), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    """The manifest, sealed, as JSON text: sorted keys, two spaces, a newline at the end."""
+    plain = asdict(manifest)
+    return json.dumps(plain | {"seal": _seal(plain)}, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _seal(raw: dict[str, Any]) -> str:
+    """Of what JSON says, whatever its spaces and order."""
+    others = {key: value for key, value in raw.items() if key != "seal"}
+    return file_hash(json.dumps(others, sort_keys=True, separators=(",", ":")).encode())
 
 
 def read_manifest(text: str) -> Manifest:
-    """The inverse of `write_manifest`. Raises ManifestError for other versions and damaged text."""
+    """The inverse of `write_manifest`. Raises ManifestError for other versions, damaged text and one that was edited."""
     try:
         raw: dict[str, Any] = json.loads(text)
         version = raw["schema_version"]
@@ -66,9 +74,15 @@ def read_manifest(text: str) -> Manifest:
     if version != SCHEMA_VERSION:
         raise ManifestError(f"it has schema version {version!r}; this trainwright reads version {SCHEMA_VERSION}")
     try:
-        return read_record(Manifest, raw)
+        manifest = read_record(Manifest, raw)
     except ManifestError as error:
         raise ManifestError(f"it is damaged ({error})") from error
+    if manifest.seal and manifest.seal != _seal(raw):
+        raise ManifestError(
+            f"it was edited after it was compiled (its seal is {manifest.seal[:12]}..., of what it says now "
+            f"{_seal(raw)[:12]}...): what a run does is said by the spec and the programs, which may be edited, not here"
+        )
+    return manifest
 
 
 _Record = TypeVar("_Record")

@@ -25,6 +25,7 @@ def test_reading_undoes_writing(raw: dict[str, Any]) -> None:
 
 
 def test_unknown_keys_are_dropped(raw: dict[str, Any]) -> None:
+    del raw["seal"]  # whoever writes more seals more
     expected = read_manifest(json.dumps(raw))
     raw["added"] = 1
     for stage in raw["stages"]:

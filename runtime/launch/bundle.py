@@ -95,6 +95,10 @@ def _fault(path: Path, manifest: Manifest) -> str:
     seen: set[str] = set()
     if "\0" in manifest.data_root:
         return f"it is damaged (data_root {manifest.data_root!r})"
+    for name in (MANIFEST_FILE, *manifest.files):
+        real = os.path.realpath(path / name)
+        if not real.startswith(os.path.realpath(path) + os.sep):
+            return f"{name} leads out of the bundle, to {real}: a bundle is whole in itself; put the file in the link's place"
     for stage in manifest.stages:
         # A name is a folder below work/, a program a file of the bundle: neither may lead elsewhere.
         if Path(stage.name).name != stage.name or not stage.name.isprintable() or stage.name in ("", "..", *seen):

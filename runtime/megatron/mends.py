@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core import tensor_parallel
 from megatron.core.models.gpt import gpt_model
 from megatron.core.optimizer import clip_grads
 from megatron.core.tensor_parallel import mappings
@@ -30,6 +31,7 @@ def mend(*, cuda: bool) -> None:
     if clip_grads.l2_norm_impl is local_multi_tensor_l2_norm:  # neither Transformer Engine nor APEX is there
         clip_grads.l2_norm_impl = _l2_norm
     MultiTokenPredictionLayer._checkpointed_forward = _recompute_further_tokens
+    tensor_parallel.checkpoint = _checkpoint
     if cuda:
         return
     token_dispatcher.maybe_move_tensor_to_cpu = _splits_of
@@ -56,6 +58,27 @@ def _roll_tensor(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
     """The loss of further tokens is divided by what this says is the number of targets: 0 / 0 where a row has none."""
     rolled, total = roll_tensor(*args, **kwargs)
     return rolled, total.clamp(min=1)
+
+
+_checkpoint_all = tensor_parallel.checkpoint
+
+
+def _checkpoint(function: Callable[..., Any], distribute: bool, *args: Any) -> Any:
+    """Compute a function again in the backward pass. Of an FFN with biases Megatron-Core has it return a parameter (the second
+    bias, which is added later): torch takes that for one of its results, so that the backward pass calls itself for ever."""
+    parameters: dict[int, Any] = {}
+
+    def run(*inputs: Any) -> Any:
+        outputs = function(*inputs)
+        if not isinstance(outputs, tuple):
+            return outputs
+        parameters.update((place, out) for place, out in enumerate(outputs) if isinstance(out, torch.nn.Parameter))
+        return tuple(None if place in parameters else out for place, out in enumerate(outputs))
+
+    outputs = _checkpoint_all(run, distribute, *args)
+    if not parameters:
+        return outputs
+    return tuple(parameters.get(place, out) for place, out in enumerate(outputs))
 
 
 _recompute = MultiTokenPredictionLayer._checkpointed_forward

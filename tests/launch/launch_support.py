@@ -98,6 +98,13 @@ class Made:
         text = contract.write_manifest(contract.Manifest(**{**fields, **changes}))
         (self.path / contract.MANIFEST_FILE).write_text(text)
 
+    def edit_manifest(self, old: str, new: str) -> None:
+        """Replace the first `old`, as if `compile` had written `new`: without a seal nobody can tell."""
+        file = self.path / contract.MANIFEST_FILE
+        said = json.loads(file.read_text().replace(old, new, 1))
+        del said["seal"]
+        file.write_text(json.dumps(said))
+
     def program(self, name: str) -> Path:
         return self.path / next(stage.program for stage in self.stages if stage.name == name)
 

@@ -359,8 +359,7 @@ def test_packages_that_are_missing_are_named_before_the_first_stage_starts(bundl
 
 def test_what_is_done_needs_no_packages(chain: Made) -> None:
     chain.run()
-    text = (chain.path / "manifest.json").read_text()
-    (chain.path / "manifest.json").write_text(text.replace('"packages": []', '"packages": ["no_such_package"]', 1))
+    chain.edit_manifest('"packages": []', '"packages": ["no_such_package"]')
     chain.run()
     chain.edit("read", "leave(", "same = 1\nleave(")
     assert "no_such_package (for read)" in chain.run(code=26).err, "it is not done any more"
