@@ -346,7 +346,7 @@ class ModuleEstimate:
 @dataclass(frozen=True)
 class RankEstimate:
     """Each device of the pipeline ranks `first` to `last`. FLOPs are what it executes in a step, exactly (of an evaluation: in
-    the forward pass of one micro-batch)."""
+    the forward pass of one micro-batch; interleaved, of as many as there are pipeline ranks)."""
 
     first: int
     last: int

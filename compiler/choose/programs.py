@@ -24,7 +24,10 @@ def estimate_programs(
         "pretrain": lambda name: Rows(layout.micro_batch, layout.micro_batches),
         "sft": lambda name: _tuned(layout, _schedule(tunings, name), sequences=1),
         "dpo": lambda name: _tuned(layout, _schedule(tunings, name), sequences=2),  # a pair
-        "evaluate": lambda name: Rows(layout.micro_batch, 1, trained=False),
+        # An interleaved schedule takes as many micro-batches as there are pipeline ranks.
+        "evaluate": lambda name: Rows(
+            layout.micro_batch, layout.pipeline if layout.virtual_pipeline > 1 else 1, trained=False
+        ),
     }
     return tuple(
         ProgramEstimate(stage.name, stage.kind, estimate_program(workload, layout, rows[stage.kind](stage.name)))

@@ -31,7 +31,7 @@ class Job:
     literals: Literals
     embedding: Embedding
     micro_batch: MicroBatch
-    micro_batches: int  # of a data rank in a step; 1 where nothing is trained
+    micro_batches: int  # of a data rank in a step; where nothing is trained, as few as the schedule takes at a time
     loss: Loss | None
     groups: Groups = PLAIN
     asks_reference: bool = (

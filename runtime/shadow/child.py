@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -149,9 +150,11 @@ def _explain(error: BaseException, program: Path) -> str:
         fake_tensor.DynamicOutputShapeException,
         fake_tensor.DataDependentOutputException,
     )
-    if isinstance(error, unknown):
+    custom = re.search(r"no fake impl registered for <CustomOpDef\(([^)]+)\)>", str(error))
+    if isinstance(error, unknown) or custom:
+        operation = custom[1] if custom else error.func  # type: ignore[attr-defined]
         return (
-            f"{where}the operation {error.func} has no fake kernel: a dry run cannot know the shape of what it makes; give it "
+            f"{where}the operation {operation} has no fake kernel: a dry run cannot know the shape of what it makes; give it "
             "one with torch.library.register_fake, or keep it out of the model's passes"
         )
     return f"{where}{type(error).__name__}: {error}"

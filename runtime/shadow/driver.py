@@ -71,7 +71,7 @@ def shadow_job(job: Job, *, cuda: bool, all_micro_batches: bool, keep_history: b
         steps = _Steps(job, model, recorder, all_micro_batches)
         reference = steps.ask() if job.asks_reference or job.loss is None else 0
         if job.loss is None:
-            counts, ran, static, kept = recorder.counts, 1, _static_bytes(model, recorder), 0
+            counts, ran, static, kept = recorder.counts, job.micro_batches, _static_bytes(model, recorder), 0
         else:
             steps.train(1)
             gc.collect()
@@ -198,7 +198,9 @@ class _Steps:
         micro = self._job.micro_batch
         length = micro.length // micro.segments
         one = Tokens((0,) * (length + 1), (0,) + (1,) * length)
-        rows = self._job.parallel.data  # data ranks share them: one each
+        rows = self._job.parallel.data * (
+            self._job.micro_batches if self._job.loss is None else 1
+        )  # data ranks share them
         self._recorder.forget_peak()
         loop.score_sequences(self._model, [one] * (micro.segments * rows), row_tokens=micro.length, greedy=False)
         return self._recorder.peak

@@ -62,7 +62,7 @@ def run(
             literals=Literals(model, None, None, layer_spec),
             embedding=embedding,
             micro_batch=MicroBatch(1, micro_batch * length, segments=micro_batch),
-            micro_batches=1,
+            micro_batches=parallel.pipeline if parallel.virtual_pipeline > 1 else 1,
             loss=None,
         )
     )
