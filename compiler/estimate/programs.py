@@ -103,7 +103,9 @@ class _Parameters:
             held.update(self._layer(mixture=mixture))
         if first:
             held["embedding"] += vocabulary + position_parameters(shape, self._context_length)
-        if last:
+        # The final norm: beside the output layer, with multi-token prediction behind the last layer.
+        chunks = chunks_of(shape.num_layers, layout, self._rank)
+        if any(shape.num_layers - 1 in chunk for chunk in chunks) if shape.mtp_layers else last:
             held["norms"] += norm_parameters(shape)
         copies = shape.tied_embeddings and (first or shape.mtp_layers)  # the output layer uses a table that is there
         if last and not copies:
@@ -173,20 +175,21 @@ class _Flops:
             shared_experts=2 * self._tokens * used.shared_experts // layout.tensor,
             router=2 * self._tokens * used.router // layout.tensor,
         )
-        again = self._recomputed(named=named) if self._rows.trained else set()
+        again = self._recomputed(named=named) if self._rows.trained else Counter()
         passes = 3 if self._rows.trained else 1
-        flops = Counter({name: (passes + (name in again)) * amount for name, amount in forward.items()})
+        flops = Counter({name: (passes + again[name]) * amount for name, amount in forward.items()})
         flops["attention"] += flops.pop("core") + flops.pop("up")
         return flops
 
-    def _recomputed(self, *, named: bool) -> set[str]:
-        """Parts whose forward pass is repeated in the backward pass (Megatron-Core 0.16, TransformerConfig.recompute_modules)."""
+    def _recomputed(self, *, named: bool) -> Counter[str]:
+        """How often the forward pass of each part is repeated in the backward pass (Megatron-Core 0.16,
+        TransformerConfig.recompute_modules): a part inside of another that are both named, for each."""
         layout = self._layout
         if layout.recompute == "full":
             everything = {"core", "up", "attention", "ffn", "experts", "shared_experts", "router"}
-            return everything if named or layout.recompute_method != "block" else set()
+            return Counter(everything if named or layout.recompute_method != "block" else ())
         if layout.recompute != "selective":
-            return set()
+            return Counter()
         parts = {
             "core_attn": {"core"},
             "mlp": {"ffn"},
@@ -194,7 +197,7 @@ class _Flops:
             "shared_experts": {"shared_experts"},
             "mla_up_proj": {"up"} if self._workload.device.kind == "cuda" else set(),  # a CPU's program leaves it out
         }
-        return set().union(*(parts.get(name, set()) for name in layout.recompute_modules))
+        return Counter(part for name in layout.recompute_modules for part in parts.get(name, ()))
 
 
 def _peak_bytes(workload: Workload, layout: Layout, rows: Rows, rank: int) -> tuple[int, int]:

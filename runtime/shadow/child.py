@@ -13,7 +13,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -48,26 +48,32 @@ def main() -> None:
     os._exit(0)  # fakes that are still alive need no order in which to go
 
 
-def shadow(request: Request) -> Any:
+def shadow(request: Request) -> Iterator[dict[str, Any]]:
     """An answer for every rank."""
+    source = Path(request.program).read_text(encoding="utf-8")
+    set_up(request.platform, transformer_engine=_asks_for_transformer_engine(source))
+    for rank in request.ranks:
+        yield shadow_rank(request, rank)
+
+
+def set_up(platform: str, *, transformer_engine: bool) -> None:
+    """Make this process one that shadows programs planned for `platform`, "cuda" or "cpu". Call it before Megatron-Core is
+    imported, and once."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # no tensor is ever on a device
     warnings.filterwarnings("ignore")
     from trainwright.runtime.shadow import fakes, standins
 
-    if _asks_for_transformer_engine(Path(request.program).read_text(encoding="utf-8")):
+    if transformer_engine:
         standins.install_transformer_engine()
-    if request.platform == "cuda":
+    if platform == "cuda":
         fakes.fuse_compiled_functions()
-    from trainwright.runtime.megatron import platform
+    from trainwright.runtime.megatron import layers
+    from trainwright.runtime.megatron import platform as platforms
 
-    platform.pretend(request.platform)
+    platforms.pretend(platform)
     fakes.answer_for_others()
     standins.balance_routing()
-    from trainwright.runtime.megatron import layers
-
-    vars(layers)["causal_lower_right"] = standins.mask_of_last(cuda=request.platform == "cuda")
-    for rank in request.ranks:
-        yield _rank(request, rank)
+    vars(layers)["causal_lower_right"] = standins.mask_of_last(cuda=platform == "cuda")
 
 
 def _asks_for_transformer_engine(source: str) -> bool:
@@ -81,7 +87,8 @@ def _asks_for_transformer_engine(source: str) -> bool:
     )
 
 
-def _rank(request: Request, rank: int) -> dict[str, Any]:
+def shadow_rank(request: Request, rank: int) -> dict[str, Any]:
+    """The answer for one rank, in a process that is set up."""
     from trainwright.runtime.errors import RunError
     from trainwright.runtime.megatron.job import Job, take_over
     from trainwright.runtime.shadow import driver, fakes, figures

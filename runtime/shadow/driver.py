@@ -293,5 +293,5 @@ def _static_bytes(model: Model, recorder: Recorder) -> dict[str, int]:
     for block in recorder.blocks:
         if block.died < 0:
             block.kind = block.kind or (OPTIMIZER if block.phase == OPTIMIZER else "buffers")
-            found[block.kind] += block.bytes
+            found[block.kind] += block.tensor_bytes
     return dict(found)

@@ -38,6 +38,7 @@ class Block:
     """A storage: what is allocated and freed."""
 
     bytes: int
+    tensor_bytes: int  # without what CUDA's allocator adds
     born: int  # place in the log
     operation: str
     shape: tuple[int, ...]
@@ -206,7 +207,7 @@ class Recorder(TorchDispatchMode):
         self._allocate(storage, *described)
 
     def _allocate(self, storage: Any, operation: str, shape: tuple[int, ...], dtype: str) -> None:
-        size = storage.nbytes()
+        tensor_bytes = size = storage.nbytes()
         if self.cuda:
             size = -(-size // CUDA_BLOCK) * CUDA_BLOCK
         number, module = len(self.blocks), self.modules.current()
@@ -214,6 +215,7 @@ class Recorder(TorchDispatchMode):
         self.blocks.append(
             Block(
                 bytes=size,
+                tensor_bytes=tensor_bytes,
                 born=len(self.log),
                 operation=operation,
                 shape=shape,

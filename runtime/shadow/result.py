@@ -86,7 +86,7 @@ class RankResult:
     ran: int  # how many of them were run; the others repeat what the steady state does
     parameters: int
     modules: tuple[ModuleFigures, ...]
-    static_bytes: dict[str, int]  # by kind, alive between two steps
+    static_bytes: dict[str, int]  # by kind, alive between two steps; of tensors, not rounded up
     activation_bytes: int  # of one micro-batch: what its forward pass leaves for its backward pass
     peak: Peak
     reference_peak_bytes: int  # while a frozen model is asked (DPO's reference); 0: it is not
