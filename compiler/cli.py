@@ -239,6 +239,9 @@ def dry_run(
         bool,
         typer.Option("--all-microbatches", help="Run every micro-batch of a step; else the steady state is scaled."),
     ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="What this machine lacks is an error, though it is not the plan's.")
+    ] = False,
     tolerance: Annotated[
         float,
         typer.Option(min=0, help="How much shadow and plan may differ, relative to the plan: for edited programs."),
@@ -249,6 +252,8 @@ def dry_run(
             metavar="FILE", help="Write the first rank's step as a Chrome trace (Perfetto).", show_default=False
         ),
     ] = None,
+    data_root: DataFolder = None,
+    work: WorkFolder = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Check a bundle before it is run: every program on fake tensors, on any rank of its cluster."""
@@ -259,8 +264,11 @@ def dry_run(
                 only=tuple(only or ()),
                 ranks=tuple(ranks or ()),
                 all_micro_batches=all_micro_batches,
+                strict=strict,
                 tolerance=tolerance,
                 trace=trace,
+                data_root=data_root,
+                work=work,
                 as_json=as_json,
             )
         )

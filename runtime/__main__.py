@@ -48,12 +48,17 @@ def dry_run(
     all_micro_batches: Annotated[
         bool, typer.Option("--all-microbatches", help="Run every micro-batch of a step.")
     ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="What this machine lacks is an error, though it is not the plan's.")
+    ] = False,
     tolerance: Annotated[
         float, typer.Option("--tolerance", min=0, help="How much shadow and plan may differ, relative to the plan.")
     ] = 0.0,
     trace: Annotated[
         Path | None, typer.Option("--trace", help="Write the first rank's step as a Chrome trace.")
     ] = None,
+    data_root: DataRoot = None,
+    work: WorkFolder = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Check a bundle before it is run: every program on fake tensors, on any rank of its cluster."""
@@ -62,8 +67,11 @@ def dry_run(
         only=tuple(only or ()),
         ranks=tuple(ranks or ()),
         all_micro_batches=all_micro_batches,
+        strict=strict,
         tolerance=tolerance,
         trace=trace,
+        data_root=data_root,
+        work=work,
         as_json=as_json,
     )
     raise typer.Exit(code)

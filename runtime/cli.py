@@ -17,6 +17,8 @@ from rich.console import Console
 
 from trainwright.runtime.disk import unusable_work
 from trainwright.runtime.dry_run.planned import read_planned
+from trainwright.runtime.dry_run.preflight import preflight
+from trainwright.runtime.dry_run.show import show_findings
 from trainwright.runtime.dry_run.verb import as_json as shadows_as_json
 from trainwright.runtime.dry_run.verb import problem_of, shadow_bundle, show_shadows
 from trainwright.runtime.errors import INTERRUPTED, BundleError, DiskFull, MissingExtra, RunError
@@ -108,23 +110,31 @@ def dry_run_bundle(
     only: tuple[str, ...] = (),
     ranks: tuple[int, ...] = (),
     all_micro_batches: bool = False,
+    strict: bool = False,
     tolerance: float = 0.0,
     trace: Path | None = None,
+    data_root: Path | None = None,
+    work: Path | None = None,
     as_json: bool = False,
 ) -> int:
-    """Look at a bundle before it is run: its programs on fake tensors, on some ranks of the planned cluster, beside the plan.
+    """Look at a bundle before it is run: its files, its inputs and this machine; then its programs on fake tensors, on some ranks
+    of the planned cluster, beside the plan. Writes nothing but `trace`.
 
     `only`: just these stages. `ranks`: of the planned world (default: those that differ). `all_micro_batches`: run every one of
-    a step, instead of scaling the steady state. `tolerance`: how much, relative to the plan, shadow and plan may differ. `trace`:
-    a file for the step of the first rank, for Perfetto. `as_json`: one JSON object instead of tables.
+    a step, instead of scaling the steady state. `strict`: what this machine lacks is an error though it is not the plan's.
+    `tolerance`: how much, relative to the plan, shadow and plan may differ. `trace`: a file for the step of the first rank, for
+    Perfetto. `data_root`, `work`: as of `run_bundle`. `as_json`: one JSON object instead of tables.
 
     Returns 0, or `errors.INTERRUPTED` after Ctrl-C. Raises a RunError: for a damaged bundle, a program that fails, a shadow that
-    disagrees with the plan (ShadowDiffers) and a program that does not fit (DoesNotFit).
+    disagrees with the plan (ShadowDiffers), a program that does not fit (DoesNotFit), and what is lacking (NotReady).
     """
     console = Console(stderr=True) if as_json else open_console()
     opened = open_bundle(bundle)
     choose_stages(opened, only, "")  # names that are none are refused
     planned = read_planned(opened.path)
+    findings = preflight(opened, _workspace(opened, data_root, work), planned, strict=strict, only=only)
+    if not as_json:
+        show_findings(console, findings)
     try:
         judged = shadow_bundle(
             console,
@@ -140,14 +150,13 @@ def dry_run_bundle(
         console.print("interrupted; nothing was written")
         return INTERRUPTED
     if as_json:
-        print(json.dumps({"bundle": str(opened.path), "stages": shadows_as_json(judged)}, indent=2, ensure_ascii=False))
+        whole = {"findings": [asdict(finding) for finding in findings], "stages": shadows_as_json(judged)}
+        print(json.dumps({"bundle": str(opened.path)} | whole, indent=2, ensure_ascii=False))
     else:
-        for note in edited_files(opened):
-            console.print(printable(note))
         show_shadows(console, judged)
         if trace is not None and judged:
             console.print(printable(f"\ntrace: {trace} (open it in https://ui.perfetto.dev)"))
-    problem = problem_of(judged)
+    problem = problem_of(judged, findings)
     if problem is not None:
         raise problem
     return 0

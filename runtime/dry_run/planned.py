@@ -66,7 +66,32 @@ class _Layout:
 
 
 @dataclass(frozen=True)
+class _Data:
+    budget_tokens: int
+    validation_fraction: float
+    test_fraction: float
+
+
+@dataclass(frozen=True)
+class _Training:
+    precision: str
+    optimizer: str
+
+
+@dataclass(frozen=True)
+class _Kernels:
+    layer_spec: str
+    checkpoint_keep_last: int
+
+
+@dataclass(frozen=True)
+class _Shape:
+    vocab_size: int
+
+
+@dataclass(frozen=True)
 class _Estimates:
+    padded_parameters: int
     memory: _Memory
     programs: tuple[PlannedProgram, ...]
     remedies: tuple[Remedy, ...]
@@ -75,14 +100,21 @@ class _Estimates:
 @dataclass(frozen=True)
 class _Cluster:
     device: str
+    nodes: int
+    devices_per_node: int
 
 
 @dataclass(frozen=True)
 class Planned:
-    """The parts of a plan that a dry run compares with. `estimates.memory.capacity`: bytes of a device."""
+    """The parts of a plan that a dry run reads, by its own names (compiler/plan.py). `estimates.memory.capacity`: bytes of a
+    device."""
 
+    shape: _Shape
+    data: _Data
+    training: _Training
     cluster: _Cluster
     layout: _Layout
+    kernels: _Kernels
     estimates: _Estimates
 
     @property

@@ -9,11 +9,19 @@ from rich.text import Text
 
 from trainwright.runtime.dry_run.compare import Comparison
 from trainwright.runtime.dry_run.execute import Shadow
+from trainwright.runtime.dry_run.preflight import ERROR, WARNING, Finding
 from trainwright.runtime.dry_run.verdict import Verdict
 from trainwright.runtime.reading import format_duration, printable
 from trainwright.runtime.shadow.result import KINDS, RankResult
 
 GIB = 2**30
+
+
+def show_findings(console: Console, findings: Sequence[Finding]) -> None:
+    """A line each."""
+    styles = {ERROR: "bold red", WARNING: "yellow"}
+    for finding in findings:
+        console.print(Text(printable(str(finding)), style=styles.get(finding.severity, "")))
 
 
 def print_shadow(

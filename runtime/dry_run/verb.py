@@ -12,9 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from trainwright.runtime.dry_run.compare import Comparison, compare
 from trainwright.runtime.dry_run.execute import Shadow, choose_ranks, shadow_stages, shadowed_stages
 from trainwright.runtime.dry_run.planned import Planned
+from trainwright.runtime.dry_run.preflight import ERROR, Finding
 from trainwright.runtime.dry_run.show import GIB, print_shadow
 from trainwright.runtime.dry_run.verdict import Verdict, judge
-from trainwright.runtime.errors import DataError, DoesNotFit, RunError, ShadowDiffers, StageFailed
+from trainwright.runtime.errors import DataError, DoesNotFit, NotReady, RunError, ShadowDiffers, StageFailed
 from trainwright.runtime.launch.bundle import Bundle
 from trainwright.runtime.manifest import Stage
 
@@ -76,8 +77,8 @@ def show_shadows(console: Console, judged: Sequence[Judged]) -> None:
         print_shadow(console, one.shadow, one.comparisons, one.verdict, edited=one.edited)
 
 
-def problem_of(judged: Sequence[Judged]) -> RunError | None:
-    """The gravest that is wrong: a program that raises, then one that disagrees with the plan, then one that does not fit."""
+def problem_of(judged: Sequence[Judged], findings: Sequence[Finding] = ()) -> RunError | None:
+    """The gravest that is wrong: a program that raises, one that disagrees with the plan, one that does not fit, what lacks."""
     for one in judged:
         for failure in one.shadow.failures:
             return StageFailed(f"{one.shadow.stage.name}: rank {failure.rank}: {failure.message}")
@@ -99,7 +100,8 @@ def problem_of(judged: Sequence[Judged]) -> RunError | None:
                 f"{one.shadow.stage.name} needs {one.verdict.needed_bytes / GIB:.2f} GiB a device of "
                 f"{one.verdict.capacity_bytes / GIB:.2f} GiB: {one.verdict.missing_bytes / GIB:.2f} GiB too much"
             )
-    return None
+    grave = [finding.message for finding in findings if finding.severity == ERROR]
+    return NotReady("not ready to be run:\n  " + "\n  ".join(grave)) if grave else None
 
 
 def as_json(judged: Sequence[Judged]) -> list[dict[str, Any]]:
