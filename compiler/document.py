@@ -16,6 +16,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from trainwright.compiler.errors import FileError, SpecError, UsageError
 
+_UNUSABLE = re.compile("[\0\ud800-\udfff]")
 _STEP = re.compile(r"(?:^|\.)(?P<key>[^.\[\]]+)|\[(?P<index>\d+)\]")
 
 
@@ -134,6 +135,12 @@ class _Builder:
         if isinstance(node, SequenceNode) and kind == "seq":
             return [self.build(item, f"{path}[{index}]", around) for index, item in enumerate(node.value)]
         if isinstance(node, ScalarNode) and kind in _SCALARS:
+            if _UNUSABLE.search(node.value):
+                self.problems.append(
+                    f"{self.place(node)}: {path}: {node.value!a} holds a character that no path or program can hold"
+                    " (a null byte, or half of a pair of surrogates); take it out"
+                )
+                return None
             try:
                 return _scalar(kind, node.value)
             except ValueError:  # an explicit tag: !!int x

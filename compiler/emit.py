@@ -57,6 +57,7 @@ class _Words:
 
     devices: str
     layout: str
+    root: str  # plan.data.root, as `cd` takes it
     torchrun: str
     expected: str
     model: str
@@ -206,8 +207,10 @@ def _environment() -> jinja2.Environment:
 def python_literal(value: Any) -> str:
     """Python source of a plan's value, as `ruff format` would spell it: a spec's string can never become code."""
     if isinstance(value, str):
+        # JSON spells what is beyond U+FFFF as two escapes, which are two other characters in Python.
         prefer_single = '"' in value and "'" not in value
-        return repr(value) if prefer_single else json.dumps(value, ensure_ascii=not value.isprintable())
+        as_python = prefer_single or (not value.isprintable() and max(value) > "\uffff")
+        return repr(value) if as_python else json.dumps(value, ensure_ascii=not value.isprintable())
     if isinstance(value, list):
         return "[" + ", ".join(python_literal(item) for item in value) + "]"
     return repr(value)
@@ -230,8 +233,16 @@ def _one_line(text: str) -> str:
 
 
 def _markdown(text: str) -> str:
-    """Text in a Markdown table: no bars, back-ticks or line breaks of its own."""
-    return _one_line(text).replace("|", "\\|").replace("`", "'")
+    """Text in a Markdown table or between back-ticks: no bars, back-ticks or line breaks of its own; what cannot be seen is
+    spelt as in Python."""
+    line = _one_line(text)
+    shown = line if line and line.isprintable() else python_literal(text)
+    return shown.replace("|", "\\|").replace("`", "'")
+
+
+def _folder(path: str) -> str:
+    """A path as `cd` takes it: neither one of its options (`-`) nor a name that it looks for in CDPATH."""
+    return path if path.startswith("/") or path.partition("/")[0] in (".", "..") else f"./{path}"
 
 
 def _needs_by_kind(plan: Plan, stage: StagePlan) -> dict[str, str]:
@@ -312,6 +323,7 @@ def _words(plan: Plan) -> _Words:
     return _Words(
         devices=f"{devices:,} x {cluster.device}",
         layout=", ".join(f"{name} {degree}" for name, degree in degrees.items() if degree > 1) or "one device",
+        root=_folder(plan.data.root),
         torchrun=f"torchrun {rendezvous}",
         expected=expected_line(plan),
         model=f"{plan.shape.family} with {estimates.parameters:,} parameters",

@@ -42,7 +42,20 @@ def test_a_template_decides_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["plain", 'say "hi"', "it's", "both \" and '", "a\\b", "line\nbreak", "é中", "\x00\u2028", "{{ x }}", '"""']
+    "text",
+    [
+        "plain",
+        'say "hi"',
+        "it's",
+        "both \" and '",
+        "a\\b",
+        "line\nbreak",
+        "é中",
+        "\x00\u2028",
+        "\U0001f600\n",
+        "{{ x }}",
+        '"""',
+    ],
 )
 def test_a_string_of_a_spec_is_a_literal_in_a_program(text: str) -> None:
     assert eval(python_literal(text)) == text
