@@ -154,7 +154,7 @@ class _Steps:
         group, count = self._cut()
         recorder.passes, recorder.begins = [], []
         before = recorder.live
-        loop.train_step(self._model, _Batches(job.micro_batch, count), job.loss, Draws(job.seed, step))
+        loop.train_step(self._model, Batches(job.micro_batch, count), job.loss, Draws(job.seed, step))
         left_out = (job.micro_batches - count) // group
         kept = recorder.after_first_forward - before
         if not left_out:
@@ -206,7 +206,7 @@ class _Steps:
         return self._recorder.peak
 
 
-class _Batches(Sequence[dict[str, Tensor]]):
+class Batches(Sequence[dict[str, Tensor]]):
     """Micro-batches of one shape, each made when it is asked for: on a device they are copied there one by one."""
 
     def __init__(self, micro: MicroBatch, count: int) -> None:
