@@ -32,7 +32,7 @@ types:  ## the package tree that mypy and import-linter can follow (they cannot 
 	for folder in compiler runtime specs templates; do ln -sfn ../../../$$folder build/types/trainwright/$$folder; done
 
 golden: install  ## rewrite tests/golden; a person reads the diff
-	$(BIN)/pytest -q tests/test_golden.py tests/test_readme.py --rewrite-golden
+	$(BIN)/pytest -q tests/test_golden.py tests/test_readme.py tests/test_diff.py --rewrite-golden
 
 published: install  ## claim, source, published, computed, error
 	$(BIN)/python benchmarks/published.py

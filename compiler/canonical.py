@@ -31,13 +31,24 @@ def to_plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no canonical JSON: {value!r}")
 
 
-def build(kind: Any, raw: Any) -> Any:
-    """The inverse of `to_plain`: an instance of `kind` from parsed JSON."""
+def build(kind: Any, raw: Any, place: str = "") -> Any:
+    """The inverse of `to_plain`: an instance of `kind` from parsed JSON. Raises ValueError, with the place, where it is none."""
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         hints = get_type_hints(kind)
-        return kind(**{name: build(hints[name], item) for name, item in raw.items()})
-    if get_origin(kind) is tuple:
-        return tuple(build(get_args(kind)[0], item) for item in raw)
-    if get_origin(kind) is Mapping:
-        return {key: build(get_args(kind)[1], item) for key, item in raw.items()}
-    return float(raw) if kind is float else raw
+        if not isinstance(raw, dict) or raw.keys() != hints.keys():
+            held = ", ".join(sorted(raw.keys() ^ hints.keys())) if isinstance(raw, dict) else repr(raw)[:40]
+            raise ValueError(f"{place or 'the whole'} has not the fields of {kind.__name__}: {held}")
+        return kind(**{name: build(hints[name], item, _inside(place, name)) for name, item in raw.items()})
+    if get_origin(kind) is tuple and isinstance(raw, list):
+        return tuple(build(get_args(kind)[0], item, f"{place}[{index}]") for index, item in enumerate(raw))
+    if get_origin(kind) is Mapping and isinstance(raw, dict):
+        return {key: build(get_args(kind)[1], item, _inside(place, key)) for key, item in raw.items()}
+    if kind is float and type(raw) is int:
+        return float(raw)
+    if type(raw) is not kind or (kind is float and not math.isfinite(raw)):
+        raise ValueError(f"{place} is {repr(raw)[:40]}, where {getattr(kind, '__name__', kind)} belongs")
+    return raw
+
+
+def _inside(place: str, name: str) -> str:
+    return f"{place}.{name}" if place else name

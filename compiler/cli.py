@@ -319,6 +319,40 @@ def chat(
 
 
 @app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A spec, a plan.json, or a bundle.", show_default=False)],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another, of any of these.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="PATH=VALUE", help="Replace a value of B, a spec; repeatable.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Show what two plans differ in, and what that does to time, memory, money and loss.
+
+    Exit code 0: no difference; 1: there is one.
+    """
+
+    def verb(_: Any) -> int:
+        from trainwright.compiler.diff import compare, write_difference
+        from trainwright.compiler.diff_side import read_side
+        from trainwright.compiler.diff_table import difference_table
+        from trainwright.compiler.explain import show
+
+        with _progress("planning"):
+            found = compare(read_side(a), read_side(b, tuple(overrides or ())))
+        if as_json:
+            print(write_difference(found), end="")
+        else:
+            show(difference_table(found), sys.stdout)
+        return 0 if found.same else 1
+
+    _execute(verb)
+
+
+@app.command()
 def fit(
     runs: Annotated[
         Path,

@@ -38,7 +38,7 @@ def explain_all(plan: Plan) -> RenderableType:
     rows = [
         (path, shown(value), plan.reasons[path].kind, plan.reasons[path].text) for path, value in decided_leaves(plan)
     ]
-    return _table(("leaf", "value", "kind", "why"), rows)
+    return table(("leaf", "value", "kind", "why"), rows)
 
 
 def explain_field(plan: Plan, field: str) -> RenderableType:
@@ -129,13 +129,13 @@ def summary(plan: Plan) -> RenderableType:
         lines = {name: line for name, line in lines.items() if name not in _PRETRAINING}
     parts: list[RenderableType] = [
         Text(f"{plan.name}  (run {plan.run_id})", style="bold"),
-        _table(("", ""), lines.items(), header=False),
+        table(("", ""), lines.items(), header=False),
         Text(""),
         _stages(plan),
         Text(""),
-        _table(*cost_rows(plan)),
+        table(*cost_rows(plan)),
         Text(""),
-        _table(("costs of", "reckoned from"), assumption_rows(plan)),
+        table(("costs of", "reckoned from"), assumption_rows(plan)),
     ]
     if plan.estimates.alternatives:
         parts += [Text(""), _alternatives(plan)]
@@ -252,7 +252,7 @@ def _stages(plan: Plan) -> RenderableType:
         )
         for stage in plan.stages
     ]
-    return _table(("stage", "kind", "in the spec", "reads", "settings"), rows)
+    return table(("stage", "kind", "in the spec", "reads", "settings"), rows)
 
 
 def _settings(plan: Plan) -> Iterator[tuple[str, str]]:
@@ -314,17 +314,18 @@ def _alternatives(plan: Plan) -> RenderableType:
         )
         for other in plan.estimates.alternatives
     ]
-    return _table(("or: tensor", "pipeline", "data", "micro-batch", "recompute", "step", "memory"), rows)
+    return table(("or: tensor", "pipeline", "data", "micro-batch", "recompute", "step", "memory"), rows)
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], header: bool = True) -> Table:
-    table = Table(box=None, show_header=header, pad_edge=False, padding=(0, 2, 0, 0))
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], header: bool = True) -> Table:
+    """Rows of text under `columns`; where a terminal is narrow, the last one wraps."""
+    built = Table(box=None, show_header=header, pad_edge=False, padding=(0, 2, 0, 0))
     for index, column in enumerate(columns):
         # The last column is the one to wrap when a terminal is narrow.
-        table.add_column(Text(column), overflow="fold", no_wrap=index < len(columns) - 1)
+        built.add_column(Text(column), overflow="fold", no_wrap=index < len(columns) - 1)
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    return table
+        built.add_row(*(Text(cell) for cell in row))
+    return built
 
 
 def _count(number: int) -> str:

@@ -509,6 +509,12 @@ def write_plan(plan: Plan) -> str:
 
 
 def read_plan(text: str) -> Plan:
-    """The inverse of `write_plan`."""
-    plan: Plan = build(Plan, json.loads(text))
+    """The inverse of `write_plan`. Raises ValueError where the text is no plan, or one of another version."""
+    raw = json.loads(text)
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if version is None:
+        raise ValueError("it is no plan: it has no schema_version")
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"it has schema version {version!r}; this trainwright reads version {SCHEMA_VERSION}")
+    plan: Plan = build(Plan, raw)
     return plan

@@ -87,6 +87,7 @@ def test_the_help_of_every_verb_names_its_options() -> None:
         "compile": ["--set", "--out"],
         "run": ["--only", "--from", "--data-root", "--work", "--port"],
         "status": ["--data-root", "--work"],
+        "diff": ["--set", "--json"],
         "schema": [],
     }.items():
         result = trainwright(verb, "--help")
