@@ -255,24 +255,55 @@ def dry_run(
     data_root: DataFolder = None,
     work: WorkFolder = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    rehearsal: Annotated[
+        bool, typer.Option("--rehearse", help="Then run every stage for real, small, on CPU processes: minutes.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--out", metavar="FOLDER", help="Of the rehearsal (default: BUNDLE-rehearsal).", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Check a bundle before it is run: every program on fake tensors, on any rank of its cluster."""
-    _execute(
-        lambda runtime: int(
-            runtime.dry_run_bundle(
-                bundle,
-                only=tuple(only or ()),
-                ranks=tuple(ranks or ()),
-                all_micro_batches=all_micro_batches,
-                strict=strict,
-                tolerance=tolerance,
-                trace=trace,
-                data_root=data_root,
-                work=work,
-                as_json=as_json,
-            )
+
+    def verb(runtime: Any) -> int:
+        code = runtime.dry_run_bundle(
+            bundle,
+            only=tuple(only or ()),
+            ranks=tuple(ranks or ()),
+            all_micro_batches=all_micro_batches,
+            strict=strict,
+            tolerance=tolerance,
+            trace=trace,
+            data_root=data_root,
+            work=work,
+            as_json=as_json,
         )
-    )
+        if code or not rehearsal:
+            return int(code)
+        return _rehearse(runtime, bundle, out or bundle.with_name(f"{bundle.resolve().name}-rehearsal"), data_root)
+
+    if rehearsal and as_json:
+        raise UsageError("--rehearse prints a run, --json one object: give one of them")
+    _execute(verb)
+
+
+def _rehearse(runtime: Any, bundle: Path, folder: Path, data_root: Path | None) -> int:
+    """Shrink the bundle's plan, compile that into `folder`, and run it."""
+    from trainwright.compiler.emit import emit_bundle
+    from trainwright.compiler.plan import read_plan
+    from trainwright.compiler.rehearse import rehearse, write_rehearsal
+    from trainwright.compiler.write import write_bundle
+
+    plan = read_plan((bundle / "plan.json").read_text(encoding="utf-8"))
+    made = rehearse(plan, (data_root or Path(plan.data.root)).resolve(), max(2, min(8, 2 * (os.cpu_count() or 1))))
+    print(f"\nrehearsal in {folder}: every stage, small, on {made.processes} CPU processes; not kept:")
+    for change in made.changes:
+        print(f"  {change}")
+    _, small = _plan(write_rehearsal(made, folder), None)
+    write_bundle(emit_bundle(small), folder / "bundle")
+    return int(runtime.run_bundle(folder / "bundle", data_root=folder))
 
 
 @app.command()
