@@ -41,6 +41,7 @@ bench: install  ## speed against a peer or a limit
 	$(BIN)/python benchmarks/search_speed.py
 	$(BIN)/python benchmarks/fit_speed.py
 	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/shadow.py
 
 bench-runtime: install  ## what emitted programs cost: start-up, overhead beside bare loops, loader, MFU where CUDA is; half an hour
 	$(BIN)/python benchmarks/startup.py

@@ -100,11 +100,12 @@ def _shrink_layout(planned: Layout, processes: int, made: Rehearsal) -> dict[str
     for name in degrees:
         if getattr(planned, name) > 1 and 2 * math.prod(degrees.values()) <= processes:
             degrees[name] = 2
-    if planned.expert > 1 and degrees["tensor"] * degrees["context"] * degrees["data"] == 1:
-        degrees["data"] = 2  # experts are laid out over these
+    alone = degrees["tensor"] * degrees["context"] * degrees["data"] == 1  # experts are laid out over these
+    if planned.expert > 1 and alone and 2 * math.prod(degrees.values()) <= processes:
+        degrees["data"] = 2
     layout: dict[str, Any] = dict(degrees)
     shared = degrees["tensor"] * degrees["context"] * degrees["data"]
-    layout["expert"] = 2 if planned.expert > 1 else 1
+    layout["expert"] = 2 if planned.expert > 1 and shared > 1 else 1
     layout["expert_tensor"] = 2 if planned.expert_tensor > 1 and shared % (2 * layout["expert"]) == 0 else 1
     layout["virtual_pipeline"] = 2 if planned.virtual_pipeline > 1 and degrees["pipeline"] > 1 else 1
     for name in (*degrees, "expert", "expert_tensor", "virtual_pipeline"):
