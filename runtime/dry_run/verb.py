@@ -133,7 +133,7 @@ def _compared(comparison: Comparison) -> dict[str, Any]:
 
 @contextmanager
 def _progress(console: Console, work: Sequence[tuple[Stage, tuple[int, ...]]]) -> Iterator[Any]:
-    """Gives what is to be called as a rank is through. A bar a stage in a terminal, elsewhere nothing."""
+    """Gives what is to be called as a rank is through. A bar a stage in a terminal, elsewhere a line a rank."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -143,4 +143,12 @@ def _progress(console: Console, work: Sequence[tuple[Stage, tuple[int, ...]]]) -
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         tasks = {stage.name: progress.add_task(f"{stage.name} in shadow", total=len(ranks)) for stage, ranks in work}
-        yield lambda stage: progress.advance(tasks[stage.name])
+
+        def done(stage: Stage) -> None:
+            task = tasks[stage.name]
+            progress.advance(task)
+            if not console.is_terminal:
+                one = progress.tasks[task]
+                console.print(f"{one.description}: {one.completed:.0f} of {one.total:.0f} ranks")
+
+        yield done
