@@ -1,5 +1,6 @@
 """One dry run from beginning to end: the shadow of each stage beside the plan, shown or as JSON, and what is wrong with it."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -52,12 +53,21 @@ def shadow_bundle(
     trace: Path | None = None,
 ) -> list[Judged]:
     """Shadow the programs of the stages in `only` (none: of all) and judge them; progress goes to `console`."""
-    if trace is not None and not trace.absolute().parent.is_dir():
-        raise DataError(f"--trace {trace}: there is no folder {trace.absolute().parent}; make it, or name another file")
+    if trace is not None:
+        _check_writable(trace)
     work = [(stage, choose_ranks(stage, planned, ranks)) for stage in shadowed_stages(bundle, only)]
     with _progress(console, work) as done:
         shadows = shadow_stages(bundle, planned, work, all_micro_batches=all_micro_batches, trace=trace, done=done)
     return [_judge(bundle, planned, shadow, tolerance) for shadow in shadows]
+
+
+def _check_writable(trace: Path) -> None:
+    """Before minutes are spent. Raises DataError."""
+    folder = trace.absolute().parent
+    if not folder.is_dir():
+        raise DataError(f"--trace {trace}: there is no folder {folder}; make it, or name another file")
+    if trace.is_dir() or not os.access(trace if trace.exists() else folder, os.W_OK):
+        raise DataError(f"--trace {trace}: cannot be written; name another file")
 
 
 def _judge(bundle: Bundle, planned: Planned, shadow: Shadow, tolerance: float) -> Judged:

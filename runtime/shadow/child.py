@@ -95,6 +95,7 @@ def shadow_rank(request: Request, rank: int) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     trace = request.trace if rank == request.ranks[0] else ""
+    traced: list[str] = []
 
     def taker(job: Job) -> None:
         shadowed = driver.shadow_job(
@@ -106,7 +107,7 @@ def shadow_rank(request: Request, rank: int) -> dict[str, Any]:
         result = figures.make_result(shadowed, request.stage, request.kind)
         found["result"] = asdict(result)
         if trace:
-            Path(trace).write_text(json.dumps(figures.trace_of(shadowed, f"{request.stage}: {result.place}")))
+            traced.append(json.dumps(figures.trace_of(shadowed, f"{request.stage}: {result.place}")))
         raise _Done
 
     take_over(taker)
@@ -116,11 +117,14 @@ def shadow_rank(request: Request, rank: int) -> dict[str, Any]:
         with contextlib.redirect_stderr(said):
             run_program(request.program)
     except _Done:
-        return found
+        return _with_trace(found, rank, trace, *traced)
     except driver.NotShadowed as error:
         return {"not_shadowed": str(error)}
     except SystemExit as ended:
-        return {"rank": rank, "error": said.getvalue().strip() or f"the program ended with {ended.code}"}
+        return {
+            "rank": rank,
+            "error": said.getvalue().strip().removeprefix("error: ") or f"the program ended with {ended.code}",
+        }
     except RunError as error:
         return {"rank": rank, "error": str(error)}
     except Exception as error:
@@ -131,6 +135,16 @@ def shadow_rank(request: Request, rank: int) -> dict[str, Any]:
         "rank": rank,
         "error": f"{Path(request.program).name} came to its end and computed nothing that a dry run could shadow",
     }
+
+
+def _with_trace(found: dict[str, Any], rank: int, file: str, text: str = "") -> dict[str, Any]:
+    if not file:
+        return found
+    try:
+        Path(file).write_text(text)
+    except OSError as error:
+        return {"rank": rank, "error": f"the trace {file} cannot be written ({error.strerror})"}
+    return found
 
 
 def run_program(path: str) -> None:
