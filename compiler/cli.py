@@ -293,7 +293,8 @@ def _rehearse(runtime: Any, bundle: Path, folder: Path, data_root: Path | None) 
     """Shrink the bundle's plan, compile that into `folder`, and run it."""
     from trainwright.compiler.emit import emit_bundle
     from trainwright.compiler.plan import read_plan
-    from trainwright.compiler.rehearse import rehearse, write_rehearsal
+    from trainwright.compiler.rehearsal import write_rehearsal
+    from trainwright.compiler.rehearse import rehearse
     from trainwright.compiler.write import write_bundle
 
     plan = read_plan((bundle / "plan.json").read_text(encoding="utf-8"))

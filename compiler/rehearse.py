@@ -4,58 +4,18 @@ Sizes shrink by rule; the kinds of layers, the layout's degrees (each above 1 be
 schedule, optimizer and stages stay. What cannot be kept is listed. The data are the user's own, a sample, where they are there.
 """
 
-import glob
-import gzip
-import json
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
-from trainwright.compiler.errors import FileError
-from trainwright.compiler.plan import Layout, Plan, Shape, Source
+from trainwright.compiler.plan import Layout, Plan, Shape
 from trainwright.compiler.plan_stages import Dpo, Evaluate, Sft, StagePlan
+from trainwright.compiler.rehearsal import Rehearsal
+from trainwright.compiler.rehearsal_data import choose_records, choose_text
 
-SPEC_FILE = "rehearsal.yaml"
 STEPS, CONTEXT, VOCABULARY = 20, 256, 1024
 HEADS, HEAD_DIM, HIDDEN, FFN, EXPERT_FFN, EXPERTS, LATENT, ROPE = 4, 16, 64, 128, 64, 8, 32, 8
-SAMPLE_BYTES = 2_000_000  # of each source
-LEAST_BYTES = 200_000  # of text, below which a tokenizer of VOCABULARY entries and STEPS steps may lack some
-SAMPLE_RECORDS = 100  # of each file of conversations, pairs or questions
-
-
-@dataclass(frozen=True)
-class Change:
-    """Something that a rehearsal does not keep."""
-
-    what: str
-    planned: object
-    rehearsed: object
-    why: str
-
-    def __str__(self) -> str:
-        return f"{self.what}: {self.planned} -> {self.rehearsed} ({self.why})"
-
-
-@dataclass
-class Rehearsal:
-    """`spec` as a user would write it; its relative paths start from the folder of the rehearsal, where `samples` are to lie."""
-
-    spec: dict[str, Any] = field(default_factory=dict)
-    samples: dict[str, bytes] = field(default_factory=dict)  # by file name
-    changes: list[Change] = field(default_factory=list)
-
-    @property
-    def processes(self) -> int:
-        return int(self.spec["compute"]["devices_per_node"])
-
-    def change(self, what: str, planned: object, rehearsed: object, why: str) -> None:
-        """Say so, if it is one."""
-        if planned != rehearsed:
-            self.changes.append(Change(what, planned, rehearsed, why))
 
 
 def rehearse(plan: Plan, data_root: Path, processes: int) -> Rehearsal:
@@ -66,7 +26,7 @@ def rehearse(plan: Plan, data_root: Path, processes: int) -> Rehearsal:
         "name": plan.name,
         "seed": plan.training.seed,
         "model": _shrink_model(plan, layout, made),
-        "data": _data(plan, data_root, made),
+        "data": choose_text(plan, data_root, made),
         "training": _training(plan, layout, made),
         "compute": {"device": "cpu", "nodes": 1, "devices_per_node": _devices(layout)},
         "layout": layout,
@@ -77,22 +37,6 @@ def rehearse(plan: Plan, data_root: Path, processes: int) -> Rehearsal:
     made.spec["data"]["tokens"] = f"{steps * batch * made.spec['model']['context_length']} tokens"
     made.change("compute.device", plan.cluster.device, "cpu", "a rehearsal needs no accelerator")
     return made
-
-
-def write_rehearsal(made: Rehearsal, folder: Path) -> Path:
-    """Write the spec and the samples into `folder`; the spec's path. Raises FileError where the folder holds something else."""
-    spec = folder / SPEC_FILE
-    try:
-        if folder.exists() and not spec.exists() and any(folder.iterdir()):
-            raise FileError(f"{folder}: not empty, and no rehearsal: name another folder with -o")
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in made.samples.items():
-            (folder / name).write_bytes(content)
-        with spec.open("w", encoding="utf-8") as file:
-            YAML().dump(made.spec, file)
-    except OSError as error:
-        raise FileError(f"{error.filename or folder}: cannot be written ({error.strerror})") from error
-    return spec
 
 
 def _shrink_layout(planned: Layout, processes: int, made: Rehearsal) -> dict[str, Any]:
@@ -235,77 +179,6 @@ def _training(plan: Plan, layout: Mapping[str, Any], made: Rehearsal) -> dict[st
     return training | {"global_batch": f"{batch} sequences", "steps": STEPS}
 
 
-def _data(plan: Plan, data_root: Path, made: Rehearsal) -> dict[str, Any]:
-    sources = []
-    for source in plan.data.sources:
-        given: dict[str, Any] = {"name": source.name, "filters": source.filters}
-        if plan.data.mixture == "weighted":
-            given["weight"] = source.weight
-        sources.append(given | _text_of(source, data_root, made))
-    held_out = {"validation": plan.data.validation_fraction or None, "test": plan.data.test_fraction or None}
-    return {"sources": sources, **{name: max(share, 0.05) for name, share in held_out.items() if share}}
-
-
-def _text_of(source: Source, data_root: Path, made: Rehearsal) -> dict[str, str]:
-    if source.connector:
-        return {"connector": source.connector}
-    text = _sample(_matches(source.path, data_root), SAMPLE_BYTES)
-    if len(text) >= LEAST_BYTES:
-        name = f"{source.name}.{'txt' if source.path.endswith('.txt') else 'jsonl'}"
-        made.samples[name] = text
-        made.change(f"data.sources.{source.name}", source.path, f"its first {len(text):,} bytes", "small")
-        return {"path": name}
-    connector = "python-stdlib:code" if source.filters == "code" else "python-stdlib:prose"
-    why = "nothing is there" if not text else f"{len(text):,} bytes are too few for a tokenizer"
-    made.change(f"data.sources.{source.name}", source.path, connector, why)
-    return {"connector": connector}
-
-
-def _matches(pattern: str, data_root: Path) -> list[Path]:
-    found = (data_root / name for name in sorted(glob.glob(pattern, root_dir=data_root, recursive=True)))
-    return [path for path in found if path.is_file()]
-
-
-def _sample(paths: Iterable[Path], size: int, records: int = 0) -> bytes:
-    """The first lines of files, up to `size` bytes and `records` lines (0: any number)."""
-    lines: list[bytes] = []
-    left = size
-    for path in paths:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            for line in file:
-                if left < len(line) or (records and len(lines) >= records):
-                    return b"".join(lines)
-                lines.append(line if line.endswith(b"\n") else line + b"\n")
-                left -= len(line)
-    return b"".join(lines)
-
-
-def _records_of(stage: str, kind: str, path: str, connector: str, data_root: Path, made: Rehearsal) -> dict[str, str]:
-    """A file of records: a sample of the user's, or some that are made up."""
-    name, text = f"{stage}.jsonl", b""
-    if path:
-        text = _sample(_matches(path, data_root), SAMPLE_BYTES, SAMPLE_RECORDS)
-    if text:
-        records = text.count(b"\n")
-        made.change(f"stages.{stage}.data", path, f"its first {records:,} records", "small")
-    else:
-        text = b"".join(json.dumps(_record(kind, number)).encode() + b"\n" for number in range(SAMPLE_RECORDS))
-        why = "small" if connector else "nothing is there"
-        made.change(f"stages.{stage}.data", path or connector, f"{SAMPLE_RECORDS} made-up records", why)
-    made.samples[name] = text
-    return {"data": name}
-
-
-def _record(kind: str, number: int) -> dict[str, Any]:
-    """A made-up record of the kind that a stage reads."""
-    question, answer = f"What is {number} plus {number + 3}?", f"It is {2 * number + 3}."
-    if kind == "sft":
-        return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
-    if kind == "dpo":
-        return {"prompt": question, "chosen": answer, "rejected": f"It is {number}."}
-    return {"query": question, "choices": [answer, "It is blue."], "answer": 0}
-
-
 def _stages(plan: Plan, data_root: Path, layout: Mapping[str, Any], made: Rehearsal) -> dict[str, Any]:
     tuned: dict[str, Sft | Dpo] = {one.stage: one for one in plan.sft} | {one.stage: one for one in plan.dpo}
     evaluations = {one.stage: one for one in plan.evaluate}
@@ -329,7 +202,7 @@ def _stages(plan: Plan, data_root: Path, layout: Mapping[str, Any], made: Rehear
 
 def _tuning(planned: Sft | Dpo, data_root: Path, layout: Mapping[str, Any], made: Rehearsal) -> dict[str, Any]:
     kind = "sft" if isinstance(planned, Sft) else "dpo"
-    given: dict[str, Any] = _records_of(planned.stage, kind, planned.path, planned.connector, data_root, made)
+    given: dict[str, Any] = choose_records(planned.stage, kind, planned.path, planned.connector, data_root, made)
     rates = planned.training
     batch = 2 * layout["data"] * (layout["pipeline"] if layout["virtual_pipeline"] > 1 else 1)
     made.change(f"stages.{planned.stage}.global_batch", rates.global_batch, batch, "small")
@@ -362,7 +235,7 @@ def _evaluation(stage: StagePlan, planned: Evaluate, data_root: Path, made: Rehe
                 f"stages.{stage.name}.tasks.{task.name}", task.path, "left out", "a harness task names its own files"
             )
             continue
-        tasks[task.name] = _records_of(name, "tasks", task.path, task.connector, data_root, made)
+        tasks[task.name] = choose_records(name, "tasks", task.path, task.connector, data_root, made)
         tasks[task.name]["num_fewshot"] = task.num_fewshot  # type: ignore[assignment]
     if planned.gates:
         gates = {gate.metric: gate.threshold for gate in planned.gates}

@@ -12,7 +12,8 @@ from trainwright.compiler.choose import choose_plan
 from trainwright.compiler.emit import emit_bundle
 from trainwright.compiler.load import load_spec
 from trainwright.compiler.plan import Plan
-from trainwright.compiler.rehearse import rehearse, write_rehearsal
+from trainwright.compiler.rehearsal import write_rehearsal
+from trainwright.compiler.rehearse import rehearse
 from trainwright.compiler.resolve import resolve_spec
 
 TRAINWRIGHT = str(Path(sys.executable).with_name("trainwright"))
