@@ -20,6 +20,9 @@ TERMS = Terms(
 )
 LATENT = {"shape": {"kv_lora_rank": 512}}
 MIXTURE = {"shape": {"num_experts": 8, "experts_per_token": 2, "expert_ffn_hidden_size": 14336}}
+ON_INPUT = {"shape": MIXTURE["shape"] | {"router_on_input": True, "router_score": "sigmoid"}}
+ONE_EXPERT = {"shape": MIXTURE["shape"] | {"experts_per_token": 1, "router_score": "softmax"}}
+PAIRS = {"recompute": "full", "recompute_method": "uniform", "recompute_layers": 2}
 LEGAL = Layout(
     tensor=4,
     pipeline=2,
@@ -68,6 +71,10 @@ def test_a_legal_layout_breaks_nothing() -> None:
         ("expert_tensor", MIXTURE, {"expert_tensor": 3}, "expert_ffn_hidden_size 14336 / expert_tensor 3 = 4779"),
         ("experts_and_sequence", MIXTURE, {"sequence_parallel": False}, "a mixture with tensor 4 needs sequence_parallel"),
         ("latent_and_sequence", LATENT, {"sequence_parallel": False}, "latent attention with tensor 4 needs sequence_parallel"),
+        ("router", ON_INPUT, {}, "experts_per_token 2: the family multiplies the input of a token's one expert by its score"),
+        ("router", ONE_EXPERT, {}, "experts_per_token 1: the family's softmax over the chosen experts is 1"),
+        ("mtp_and_no_rope", {"shape": {"mtp_layers": 1, "no_rope_every": 4}}, {}, "layers without positions (every 4)"),
+        ("mtp_and_recompute", {"shape": {"mtp_layers": 1}}, PAIRS, "mtp_layers 1 with recompute_layers 2"),
         ("mtp_and_context", {"shape": {"mtp_layers": 1}}, {"context": 2}, "mtp_layers 1 with context 2"),
         ("layers", {}, {"embedding_as_layer": True}, "32 + 1 for the embedding / (pipeline 2 x virtual_pipeline 1) = 16.5"),
         ("layers", {}, {"first_stage_layers": 32}, "first_stage_layers 32 - last_stage_layers 0 = 0 on the 1 other"),
