@@ -23,7 +23,7 @@ data: {sources: [{name: docs, path: 'corpus/*.jsonl'}], tokens: 1M}
 training: {global_batch: 8 sequences, learning_rate: 1e-3}
 compute: {device: cpu, nodes: 1, devices_per_node: 1}
 layout: {micro_batch: 4}
-stages: {pretrain: {}, evaluate: {}}
+stages: {pretrain: {}, evaluate: {}, export: {}}
 """
 PIPELINE = """\
 name: pipeline
@@ -136,8 +136,11 @@ def check_trace(trace: dict[str, Any], rank: dict[str, Any]) -> None:
 
 @pytest.mark.full
 def test_every_stage_is_shown_with_a_verdict(hand: Path) -> None:
-    """About 6 s."""
-    out = trainwright("dry-run", hand).stdout
+    """About 8 s. The corpus is not there, on a machine that is the plan's."""
+    done = trainwright("dry-run", hand, code=33)
+    assert "no file matches corpus/*.jsonl" in done.stderr
+    out = done.stdout
+    assert "export: 07_export.py: Megatron-Core accepts its configs" in out
     for text in ("pretrain fits: ", "evaluate fits: ", "rank 0 of 1 (pipeline 0", "largest at the peak", "peak: "):
         assert text in out
     assert "DIFFERS" not in out
@@ -174,6 +177,16 @@ def test_a_program_that_raises_shows_its_own_line_and_the_rank(edited: Path) -> 
     assert error.startswith("error: pretrain: rank 0: 05_pretrain.py:")
     assert "return x @ x" in error
     assert "fake" not in error.lower()
+
+
+@pytest.mark.full
+def test_a_config_that_megatron_refuses_shows_its_line(edited: Path) -> None:
+    """About 5 s; of a stage of one process, whose configs alone are built."""
+    edit(edited, "recompute_granularity=None", 'recompute_granularity="everything"', name="07_export.py")
+    error = trainwright("dry-run", edited, "--only", "export", code=22).stderr
+    assert error.startswith("error: export: rank 0: 07_export.py:")
+    assert "model=TransformerConfig(" in error
+    assert "everything" in error
 
 
 @pytest.mark.full

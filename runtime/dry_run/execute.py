@@ -36,6 +36,7 @@ class Shadow:
     results: tuple[RankResult, ...]
     failures: tuple[Failure, ...]
     not_shadowed: str = ""  # why, where a dry run cannot stand for it
+    configs_built: bool = False  # of a stage of one process: Megatron-Core accepts its configs, and that is all
 
 
 class BadRank(RunError):
@@ -47,6 +48,17 @@ class BadRank(RunError):
 def shadowed_stages(bundle: Bundle, only: Sequence[str] = ()) -> list[Stage]:
     """Stages whose programs train or ask a model on all devices; of these, those in `only`, if it names any."""
     return [stage for stage in bundle.stages if stage.launcher == "torchrun" and (not only or stage.name in only)]
+
+
+def configured_stages(bundle: Bundle, only: Sequence[str] = ()) -> list[Stage]:
+    """Stages of one process whose programs build a model's config: it is looked at, and nothing is shadowed."""
+    return [
+        stage
+        for stage in bundle.stages
+        if stage.launcher != "torchrun"
+        and (not only or stage.name in only)
+        and "TransformerConfig(" in (bundle.path / stage.program).read_text(encoding="utf-8")
+    ]
 
 
 def choose_ranks(stage: Stage, planned: Planned, wanted: Sequence[int]) -> tuple[int, ...]:
@@ -84,8 +96,10 @@ def shadow_stages(
     trace: Path | None = None,
     done: Callable[[Stage], None] = lambda stage: None,
 ) -> list[Shadow]:
-    """Shadow each stage's program on the ranks beside it. `trace`: a file for the step of the first stage's first rank;
-    `done` is called as a rank is through, in any thread."""
+    """Shadow each stage's program on the ranks beside it; of a stage of one process build the configs.
+
+    `trace`: a file for the step of the first stage's first rank; `done` is called as a rank is through, in any thread.
+    """
     children: list[subprocess.Popen[str]] = []
     lock = threading.Lock()
 
@@ -100,6 +114,7 @@ def shadow_stages(
             "ranks": list(ranks),
             "all_micro_batches": all_micro_batches,
             "trace": str(trace.resolve()) if trace is not None and number == 0 else "",
+            "configs_only": stage.launcher != "torchrun",
         }
         with lock:
             child = subprocess.Popen(
@@ -134,22 +149,24 @@ def _read_answers(
     child.stdin.close()
     results: list[RankResult] = []
     failures: list[Failure] = []
-    not_shadowed = ""
+    not_shadowed, configs_built = "", False
     for line in child.stdout:
         answer = json.loads(line)
         if "result" in answer:
             results.append(read_record(RankResult, answer["result"]))
         elif "not_shadowed" in answer:
             not_shadowed = answer["not_shadowed"]
+        elif "built" in answer:
+            configs_built = True
         else:
             failures.append(Failure(answer["rank"], answer["error"]))
         done(stage)
     ended = child.wait()
     reader.join()
     missing = len(request["ranks"]) - len(results) - len(failures)
-    if missing and not not_shadowed:
+    if missing and not (not_shadowed or configs_built):
         rank = request["ranks"][len(results) + len(failures)]
         how = f"was killed by signal {-ended}" if ended < 0 else f"ended with {ended}"
         last = "".join(said).strip().splitlines()[-1:] or ["it said nothing"]
         failures.append(Failure(rank, f"the process that shadows it {how}: {last[0]}"))
-    return Shadow(stage, tuple(results), tuple(failures), not_shadowed)
+    return Shadow(stage, tuple(results), tuple(failures), not_shadowed, configs_built)

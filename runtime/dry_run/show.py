@@ -36,6 +36,9 @@ def print_shadow(
     stage = shadow.stage
     devices = stage.nodes * stage.processes_per_node
     console.print()
+    if shadow.configs_built:
+        console.print(f"{stage.name}: {stage.program}: Megatron-Core accepts its configs")
+        return
     console.print(Text(f"{stage.name}: {stage.program} in shadow, on {devices:,} devices", style="bold"))
     if edited:
         console.print("it was edited by hand: what runs is the edited program")

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from trainwright.runtime.dry_run.compare import Comparison, compare
-from trainwright.runtime.dry_run.execute import Shadow, choose_ranks, shadow_stages, shadowed_stages
+from trainwright.runtime.dry_run.execute import Shadow, choose_ranks, configured_stages, shadow_stages, shadowed_stages
 from trainwright.runtime.dry_run.planned import Planned
 from trainwright.runtime.dry_run.preflight import ERROR, Finding
 from trainwright.runtime.dry_run.show import GIB, print_shadow
@@ -56,6 +56,7 @@ def shadow_bundle(
     if trace is not None:
         _check_writable(trace)
     work = [(stage, choose_ranks(stage, planned, ranks)) for stage in shadowed_stages(bundle, only)]
+    work += [(stage, (0,)) for stage in configured_stages(bundle, only)]
     with _progress(console, work) as done:
         shadows = shadow_stages(bundle, planned, work, all_micro_batches=all_micro_batches, trace=trace, done=done)
     return [_judge(bundle, planned, shadow, tolerance) for shadow in shadows]

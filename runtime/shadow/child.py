@@ -1,11 +1,12 @@
 """The process of a dry run: `python -m trainwright.runtime.shadow.child` reads a request from stdin and answers in lines of JSON.
 
-Each rank is one line: `{"result": {...}}` (result.RankResult), `{"not_shadowed": "why"}`, or `{"error": "...", "rank": N}`. What
-programs print is dropped.
+Each rank is one line: `{"result": {...}}` (result.RankResult), `{"not_shadowed": "why"}`, `{"built": N}` where only configs were
+asked for, or `{"error": "...", "rank": N}`. What programs print is dropped.
 """
 
 import ast
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -31,6 +32,7 @@ class Request:
     ranks: tuple[int, ...]
     all_micro_batches: bool = False
     trace: str = ""  # a file for the trace of the first rank's step; "": none
+    configs_only: bool = False  # build the program's configs, and no more
 
 
 class _Done(BaseException):
@@ -110,6 +112,9 @@ def shadow_rank(request: Request, rank: int) -> dict[str, Any]:
             traced.append(json.dumps(figures.trace_of(shadowed, f"{request.stage}: {result.place}")))
         raise _Done
 
+    if request.configs_only:
+        found["built"] = rank
+        _stop_before_the_verb(request.kind)
     take_over(taker)
     said = io.StringIO()
     fakes.join_world(rank, request.world_size)
@@ -135,6 +140,15 @@ def shadow_rank(request: Request, rank: int) -> dict[str, Any]:
         "rank": rank,
         "error": f"{Path(request.program).name} came to its end and computed nothing that a dry run could shadow",
     }
+
+
+def _stop_before_the_verb(kind: str) -> None:
+    """A program builds its configs as it calls its stage's verb."""
+
+    def run(*args: object, **kwargs: object) -> None:
+        raise _Done
+
+    vars(importlib.import_module(f"trainwright.runtime.stages.{kind}"))["run"] = run
 
 
 def _with_trace(found: dict[str, Any], rank: int, file: str, text: str = "") -> dict[str, Any]:
