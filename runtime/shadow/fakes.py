@@ -70,7 +70,12 @@ def answer_for_others() -> None:
     dist.all_gather_object = gather  # type: ignore[assignment]
     dist.broadcast_object_list = broadcast  # type: ignore[assignment]
     create = parallel_state.create_group
-    parallel_state.create_group = lambda *args, backend=None, **kwargs: create(*args, backend=None, **kwargs)
+
+    def create_group(ranks: Any = None, *args: Any, backend: Any = None, **kwargs: Any) -> Any:
+        # Of a large world most groups are others': tens of thousands.
+        return create(ranks, *args, backend=None, **kwargs) if ranks is None or dist.get_rank() in ranks else None
+
+    parallel_state.create_group = create_group
     torch.nn.Module._apply = _convert  # type: ignore[method-assign]
 
 
