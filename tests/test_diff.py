@@ -56,7 +56,9 @@ def edit(file: Path, old: str, new: str) -> None:
     file.write_text(text.replace(old, new, 1))
 
 
+@pytest.mark.full
 def test_a_spec_its_plan_and_its_bundle_are_the_same(compiled: Path) -> None:
+    """About 3 s."""
     for other in (TINY, compiled / "plan.json", compiled):
         answer = found(TINY, other, code=0)
         assert (answer["changes"], answer["programs"], answer["edited"]) == ([], [], {"a": [], "b": []})
@@ -118,7 +120,9 @@ def test_items_of_lists_go_by_their_names() -> None:
     assert re.search(r"^data\.sources +\+ new$", text, re.MULTILINE)
 
 
+@pytest.mark.full
 def test_what_an_edit_does_to_a_program_counts_and_how_it_looks_does_not(bundle: Path, compiled: Path) -> None:
+    """About 3 s."""
     edit(bundle / "06_sft.py", "from trainwright", "# a comment\nfrom trainwright")
     edit(bundle / PROGRAM, "keep_last=3", "keep_last=7")
     for other in (compiled, TINY):
@@ -155,7 +159,9 @@ def refused(code: int, message: str, *arguments: str | Path) -> None:
     assert message in result.stderr, result.stderr
 
 
+@pytest.mark.full
 def test_what_cannot_be_read_is_more_than_a_difference(bundle: Path, tmp_path: Path) -> None:
+    """About 6 s."""
     refused(8, "there is no such file", TINY, tmp_path / "none.yaml")
     refused(20, "it is not a bundle", TINY, tmp_path)
     refused(2, "whose values are decided", TINY, bundle, "--set", "layout.tensor=2")

@@ -122,8 +122,9 @@ def test_edited_files_run_and_missing_ones_do_not(tmp_path: Path) -> None:
     assert findings(bundle, code=33)["files"][-1]["message"] == "missing from the bundle: README.md"
 
 
+@pytest.mark.full
 def test_room_for_checkpoints_is_counted(tmp_path: Path) -> None:
-    """Parameters x (4 of a weight + 8 of two moments) x (3 kept + 1 being written)."""
+    """Parameters x (4 of a weight + 8 of two moments) x (3 kept + 1 being written). About 5 s."""
     bundle = compiled(tmp_path, tokens="16k")
     plan = json.loads((bundle / "plan.json").read_text())
     assert (plan["training"]["precision"], plan["kernels"]["checkpoint_keep_last"]) == ("fp32", 3)
