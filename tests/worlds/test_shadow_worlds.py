@@ -9,6 +9,7 @@ import json
 import runpy
 import subprocess
 import sys
+import time
 import weakref
 from collections import Counter
 from dataclasses import dataclass
@@ -44,6 +45,9 @@ GIVES_SECOND = (
     *("_allgather_base_", "_reduce_scatter_base_", "alltoall_base_"),
     *("allgather_into_tensor_coalesced_", "reduce_scatter_tensor_coalesced_"),
 )
+
+
+SETTLE_S = 0.2  # gloo's threads let go of what they sent a moment after it has arrived
 
 
 @dataclass(frozen=True)
@@ -169,6 +173,8 @@ def _train(job: Job) -> dict[str, Any]:
 
     def forward_step(*args: Any, **kwargs: Any) -> Any:
         out = forward(*args, **kwargs)
+        if not after_first:
+            time.sleep(SETTLE_S)
         after_first.append(count.live)
         return out
 
@@ -180,6 +186,7 @@ def _train(job: Job) -> dict[str, Any]:
         schedules.forward_step = forward_step
         count.messages.clear()
         count.message_bytes.clear()
+        time.sleep(SETTLE_S)
         before = count.live
         loop.train_step(model, Batches(job.micro_batch, job.micro_batches), job.loss, Draws(job.seed, 2))
     return {
